@@ -1,0 +1,1 @@
+"""HX Gateway: the one OpenAI-compatible door to a private fleet of model servers."""

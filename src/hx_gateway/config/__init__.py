@@ -1,0 +1,1 @@
+"""What the operator wrote: schema, loading, environment."""

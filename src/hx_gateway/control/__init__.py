@@ -1,0 +1,1 @@
+"""Everything that is not a hot route: FastAPI on the same port."""

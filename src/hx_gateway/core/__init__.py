@@ -1,0 +1,1 @@
+"""What every other room is built on: seams, the exchange, failures, time."""

@@ -1,0 +1,1 @@
+"""The straight way of an inference request."""

@@ -1,0 +1,1 @@
+"""Endpoints, deployments and the names in front of them."""

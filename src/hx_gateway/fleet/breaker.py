@@ -1,0 +1,65 @@
+"""The circuit breaker: closed while things go well, open after repeated failures, half-open for one trial at a time."""
+
+from __future__ import annotations
+
+
+class Breaker:
+    """Counts consecutive failures; opens at the threshold, lets one trial through after the timeout.
+
+    Times are monotonic seconds handed in by the caller, so that it runs on any clock.
+
+    Args:
+        threshold: Consecutive failures that open it.
+        timeout_s: Seconds it stays open before a trial.
+    """
+
+    __slots__ = ("failures", "opened_s", "state", "threshold", "timeout_s", "trial")
+
+    def __init__(self, threshold: int = 5, timeout_s: float = 60.0) -> None:
+        self.threshold = threshold
+        self.timeout_s = timeout_s
+        self.failures = 0
+        self.opened_s = 0.0
+        self.trial = False
+        self.state = "closed"
+
+    def allows(self, now_s: float) -> bool:
+        """Whether a request may pass now; does not claim the trial."""
+        if self.state == "closed":
+            return True
+        return not self.trial and now_s - self.opened_s >= self.timeout_s
+
+    def start(self) -> None:
+        """A request is being sent; in any state but closed it is the one trial."""
+        if self.state != "closed":
+            self.state = "half-open"
+            self.trial = True
+
+    def succeeded(self) -> None:
+        """A request, or a probe, went well."""
+        self.failures = 0
+        self.trial = False
+        self.state = "closed"
+
+    def failed(self, now_s: float) -> None:
+        """A request failed in a way that counts."""
+        self.failures += 1
+        if self.state != "closed" or self.failures >= self.threshold:
+            self.state = "open"
+            self.opened_s = now_s
+        self.trial = False
+
+    def abandoned(self) -> None:
+        """A request ended without saying anything about the server (the client left)."""
+        if self.trial:
+            self.trial = False
+            self.state = "open"
+
+    def retry_after_s(self, now_s: float) -> float:
+        """Seconds until it may let a request through; 0.0 when it does now."""
+        if self.state == "closed":
+            return 0.0
+        return max(0.0, self.opened_s + self.timeout_s - now_s)
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.state} failures={self.failures}/{self.threshold}>"

@@ -1,0 +1,152 @@
+"""One model server: its address, dialect, credentials, and the live state that routing and breaker read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from hx_gateway.fleet.breaker import Breaker
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a model server listens.
+
+    Args:
+        scheme: ``http`` or ``https``.
+        host: Name or IP address, without brackets.
+        port: TCP port.
+        base: Path in front of every route, without a final slash and without ``/v1`` or ``/api``.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    base: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Read a URL such as ``http://llm-01:11434/v1``; a final ``/v1`` or ``/api`` is dropped.
+
+        Raises:
+            ValueError: It is no http(s) URL with a host.
+        """
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not an http:// or https:// URL with a host")
+        base = parts.path.rstrip("/")
+        for tail in ("/v1", "/api"):
+            if base.endswith(tail):
+                base = base[: -len(tail)]
+        return cls(parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), base)
+
+    @property
+    def authority(self) -> str:
+        """``host:port`` as the Host header carries it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.base}"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long each phase of a call may last, in seconds; 0 means no limit.
+
+    ``first_byte_s`` and ``between_bytes_s`` bound waiting, never the length of a stream; ``load_s`` replaces
+    ``first_byte_s`` where the model is known to be not in memory.
+    """
+
+    connect_s: float = 3.0
+    first_byte_s: float = 30.0
+    between_bytes_s: float = 30.0
+    load_s: float = 120.0
+    total_s: float = 0.0
+
+
+@dataclass(slots=True)
+class EndpointFacts:
+    """What probes learned about a server; filled by health/, read by providers."""
+
+    version: str = ""
+    legacy_embeddings: bool | None = None  # True: only Ollama's old /api/embeddings with ``prompt``
+    models: tuple[str, ...] = ()
+    healthy: bool | None = None
+    checked_s: float = 0.0
+    error: str = ""
+
+
+class Endpoint:
+    """One model server.
+
+    Args:
+        name: Its name in configuration, status and headers.
+        address: Where it listens.
+        provider: The dialect it speaks (`core.interfaces.Provider`); None until detected.
+        api_key: Bearer key for it; empty for none.
+        deadlines: Phase limits of calls to it.
+        headers: Further header lines sent with each call.
+        max_concurrent: Most calls at once; 0 for no limit.
+        tls: ``ssl.SSLContext`` for https, else None.
+        breaker: Its circuit breaker.
+    """
+
+    __slots__ = (
+        "address", "api_key", "breaker", "deadlines", "facts", "head", "in_flight", "max_concurrent", "name", "pool", "provider", "tls",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        address: Address,
+        provider: Any = None,
+        *,
+        api_key: str = "",
+        deadlines: Deadlines | None = None,
+        headers: dict[str, str] | None = None,
+        max_concurrent: int = 0,
+        tls: Any = None,
+        breaker: Breaker | None = None,
+    ) -> None:
+        self.name = name
+        self.address = address
+        self.provider = provider
+        self.api_key = api_key
+        self.deadlines = deadlines or Deadlines()
+        self.max_concurrent = max_concurrent
+        self.tls = tls
+        self.breaker = breaker or Breaker()
+        self.facts = EndpointFacts()
+        self.in_flight = 0
+        self.pool: Any = None  # upstream.pool.Pool, owned by the upstream side
+        lines = [f"host: {address.authority}"]
+        if api_key:
+            lines.append(f"authorization: Bearer {api_key}")
+        lines += [f"{key.lower()}: {value}" for key, value in (headers or {}).items()]
+        self.head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self.name} {self.address} in_flight={self.in_flight} {self.breaker!r}>"
+
+
+@dataclass(slots=True)
+class Prices:
+    """What a deployment costs, in the operator's currency."""
+
+    per_request: float = 0.0
+    per_prompt_token: float = 0.0
+    per_completion_token: float = 0.0
+
+
+@dataclass(slots=True)
+class DeploymentOptions:
+    """Engine settings of one deployment that the client does not send."""
+
+    num_ctx: int | None = None
+    keep_alive: str | int | None = None
+    dimensions: int | None = None  # expected length of an embedding; checked on every answer
+    truncate_dimensions: bool = False  # cut and renormalise is allowed for this model
+    embedding_field: str = "input"  # "prompt" for a server that wants that
+    extra: dict[str, Any] = field(default_factory=dict)

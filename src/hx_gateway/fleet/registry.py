@@ -1,0 +1,65 @@
+"""The names clients use, and the deployments behind each: one immutable snapshot, swapped whole on reload."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.endpoint import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a public name stands for.
+
+    Args:
+        name: The public name.
+        kind: ``model``, ``alias`` or ``group``.
+        deployments: Where it can be served, in configuration order.
+        tier: Quality tier of a group (``fast``, ``balanced``, ``premium`` …), else empty.
+        policy: Name of the balancing policy.
+    """
+
+    name: str
+    kind: str
+    deployments: tuple[Deployment, ...]
+    tier: str = ""
+    policy: str = ""
+
+
+class Registry:
+    """An immutable view of the fleet.
+
+    Args:
+        targets: Every public name.
+        endpoints: Every server, by its name.
+        default: Name used when a request names no model; empty for none.
+        forward_to: Where unknown ``/v1`` paths go; None to refuse them.
+    """
+
+    __slots__ = ("default", "endpoints", "forward_to", "targets")
+
+    def __init__(
+        self,
+        targets: Mapping[str, Target],
+        endpoints: Mapping[str, Endpoint],
+        default: str = "",
+        forward_to: Endpoint | None = None,
+    ) -> None:
+        self.targets = dict(targets)
+        self.endpoints = dict(endpoints)
+        self.default = default
+        self.forward_to = forward_to
+
+    def find(self, name: str) -> Target | None:
+        """The target called ``name``, with Ollama's implied ``:latest`` understood both ways."""
+        found = self.targets.get(name)
+        if found is None:
+            found = self.targets.get(name[:-7]) if name.endswith(":latest") else self.targets.get(name + ":latest")
+        return found
+
+    def nearest(self, name: str, allowed: Iterable[str] | None = None) -> list[str]:
+        """Up to three names that look like ``name``."""
+        return difflib.get_close_matches(name, list(self.targets) if allowed is None else list(allowed), n=3, cutoff=0.5)

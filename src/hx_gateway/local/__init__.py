@@ -1,0 +1,1 @@
+"""A model file served by llama.cpp in a child process."""

@@ -1,0 +1,1 @@
+"""The dialect clients speak, without any I/O."""

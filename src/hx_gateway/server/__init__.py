@@ -1,0 +1,1 @@
+"""The door: uvicorn with our HTTP protocol, workers, drain."""

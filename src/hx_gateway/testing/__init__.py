@@ -1,0 +1,1 @@
+"""A scripted model server and factories for tests and demos."""
