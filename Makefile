@@ -1,0 +1,55 @@
+# Everything a developer does here. `make` alone lists it.
+# A fresh machine needs Python 3.11 or newer and make; nothing else.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PORT   ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test unit check fix bench docs constraints clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## make .venv and install the gateway with everything for development
+
+$(STAMP): pyproject.toml requirements/constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); HX Gateway needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[local,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP) ## the gateway with three small local models on port PORT (8000), and the curl lines to try
+	@$(BIN)/hx-gateway demo --port $(PORT)
+
+test: $(STAMP) ## every test that needs this machine only: unit, architecture, integration, e2e, faults
+	@$(BIN)/python -m pytest
+
+unit: $(STAMP) ## unit tests alone: seconds
+	@$(BIN)/python -m pytest tests/unit
+
+check: $(STAMP) ## style, format, types, import floors
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: make fix"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+fix: $(STAMP) ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure what the gateway costs per request on this machine
+	@$(BIN)/python -m bench
+
+docs: $(STAMP) ## write the generated reference pages again
+	@$(BIN)/hx-gateway docs --write
+
+constraints: $(STAMP) ## pin the versions installed in .venv
+	@$(BIN)/python tools/constraints.py
+
+clean: ## remove what was made here, .venv included
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .hx
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
