@@ -1,0 +1,218 @@
+"""Writes chat and text completion requests in Ollama's native dialect, and names what had to be left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hx_gateway.core.interfaces import Outgoing
+from hx_gateway.providers.ollama_messages import messages, tools, uses_functions
+from hx_gateway.providers.ollama_values import (
+    OPTION_NAMES,
+    TOP_LEVEL_OPTIONS,
+    Body,
+    answer_format,
+    flag,
+    integer,
+    invalid,
+    options,
+    think,
+    unsupported_by_ollama,
+)
+
+CHAT_PATH = "/api/chat"
+GENERATE_PATH = "/api/generate"
+_MAX_CHOICES = 128
+_MAX_PROMPTS = 256
+
+# Honoured here, or nothing an engine has to know (who asks, what it is filed under).
+_HONOURED = TOP_LEVEL_OPTIONS | {
+    "model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "logprobs",
+    "top_logprobs", "tools", "tool_choice", "functions", "function_call", "response_format", "reasoning_effort",
+    "reasoning", "think", "options", "keep_alive", "truncate", "shift", "parallel_tool_calls", "modalities",
+    "prompt", "suffix", "echo", "input", "dimensions", "encoding_format", "best_of", "user", "metadata", "store",
+    "service_tier", "safety_identifier", "prompt_cache_key",
+}  # fmt: skip
+
+
+def unsupported(raw: bytes) -> list[str]:
+    """Names of the request's fields that Ollama cannot honour and that are left out or only approximated.
+
+    Reads the top level only. What would change the meaning of the answer is not listed but refused by ``prepare``.
+    A body that is no JSON object gives an empty list.
+    """
+    try:
+        body = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return []
+    named = [name for name, value in body.items() if name not in _HONOURED and bytes(value) != b"null"]
+    if bytes(body.get("tool_choice", b"")) == b'"required"':
+        named.append("tool_choice")
+    if bytes(body.get("parallel_tool_calls", b"")) == b"false":
+        named.append("parallel_tool_calls")
+    if bytes(body.get("best_of", b"")) not in (b"", b"null", b"1"):
+        named.append("best_of")
+    if "options" in body:
+        native = msgspec.json.decode(body["options"])
+        if isinstance(native, dict):
+            named += [f"options.{name}" for name in native if name not in OPTION_NAMES]
+    return named
+
+
+def _envelope(body: Body, deployment: Any, stream: bool) -> dict[str, Any]:
+    """What every generating request has: model, stream (Ollama's own default is true), options and loading policy."""
+    settings = deployment.options
+    request: dict[str, Any] = {"model": deployment.upstream_model, "stream": stream}
+    chosen = options(body, settings.num_ctx, settings.extra)
+    if chosen:
+        request["options"] = chosen
+    keep = keep_alive(body, settings.keep_alive)
+    if keep is not None:
+        request["keep_alive"] = keep
+    form = answer_format(body)
+    if form is not None:
+        request["format"] = form
+    level = think(body, settings.extra)
+    if level is not None:
+        request["think"] = level
+    for name in ("truncate", "shift"):
+        value = flag(body, name)
+        if value is None:
+            value = settings.extra.get(name)
+        if value is not None:
+            request[name] = value
+    return request
+
+
+def keep_alive(body: Body, policy: str | int | None) -> str | int | float | None:
+    """How long the model stays loaded after the answer: the operator's policy, else the client's wish (seconds or ``"5m"``).
+
+    Raises:
+        Failure: The client's value is neither number nor text (400).
+    """
+    if policy is not None:
+        return policy
+    value = body.get("keep_alive")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+        raise invalid("keep_alive", 'must be seconds or a duration such as "5m"')
+    return value
+
+
+def _logprobs(body: Body, request: dict[str, Any]) -> None:
+    wanted = body.get("logprobs")
+    top = integer(body, "top_logprobs", 0, 20)
+    if wanted is None or wanted is False:
+        if top is not None:
+            raise invalid("top_logprobs", 'needs "logprobs": true')
+        return
+    if wanted is not True:
+        raise invalid("logprobs", "must be true or false")
+    request["logprobs"] = True
+    if top:
+        request["top_logprobs"] = top
+
+
+def _choices(body: Body, stream: bool) -> int:
+    count = integer(body, "n", 1, _MAX_CHOICES) or 1
+    if count > 1 and stream:
+        raise unsupported_by_ollama("n", "a streamed answer of Ollama has one choice; leave n out, or ask without stream")
+    return count
+
+
+def _outgoing(path: bytes, request: dict[str, Any], count: int) -> list[Outgoing]:
+    stream = request["stream"]
+    result = []
+    for choice in range(count):
+        if choice:
+            seed = request.get("options", {}).get("seed")
+            if seed is not None:  # the same seed would give the same choice n times
+                request["options"]["seed"] = seed + 1 if seed < 2**63 - 1 else 0
+        result.append(Outgoing(path, msgspec.json.encode(request), stream=stream))
+    return result
+
+
+def chat(body: Body, deployment: Any, stream: bool, base: str) -> list[Outgoing]:
+    """A chat completion as calls of ``/api/chat``, one per choice.
+
+    Raises:
+        Failure: The request is not valid, or Ollama cannot do what it asks (400).
+    """
+    count = _choices(body, stream)
+    modalities = body.get("modalities")
+    if isinstance(modalities, list) and "audio" in modalities:
+        raise unsupported_by_ollama("modalities", "Ollama answers in text only")
+    request = _envelope(body, deployment, stream)
+    request["messages"] = messages(body)
+    offered = tools(body)
+    if offered:
+        request["tools"] = offered
+    _logprobs(body, request)
+    return _outgoing((base + CHAT_PATH).encode(), request, count)
+
+
+def prompts(body: Body) -> list[str]:
+    """The prompts of a text completion.
+
+    Raises:
+        Failure: None is given, one is empty, or they are token ids (400).
+    """
+    given = body.get("prompt")
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise invalid("prompt", "must be a string or a list of strings")
+    if len(given) > _MAX_PROMPTS:
+        raise invalid("prompt", f"must be at most {_MAX_PROMPTS} prompts; send them in several requests")
+    for item in given:
+        if isinstance(item, int | list):
+            raise unsupported_by_ollama("prompt", "Ollama takes text, not token ids; send the prompt as a string")
+        if not isinstance(item, str):
+            raise invalid("prompt", "must be a string or a list of strings")
+        if not item:
+            raise invalid("prompt", "must not be empty; Ollama takes an empty prompt as an order to load the model")
+    return given
+
+
+def completions(body: Body, deployment: Any, stream: bool, base: str) -> list[Outgoing]:
+    """A text completion as calls of ``/api/generate``, one per prompt and choice, choices of a prompt side by side.
+
+    Raises:
+        Failure: The request is not valid, or Ollama cannot do what it asks (400).
+    """
+    texts = prompts(body)
+    if stream and len(texts) > 1:
+        raise unsupported_by_ollama("prompt", "a streamed answer of Ollama has one prompt; send the prompts one by one, or without stream")
+    count = _choices(body, stream)
+    if count * len(texts) > _MAX_PROMPTS:
+        raise invalid("n", f"must ask for at most {_MAX_PROMPTS} answers in all; send the prompts in several requests")
+    request = _envelope(body, deployment, stream)
+    suffix = body.get("suffix")
+    if suffix is not None and not isinstance(suffix, str):
+        raise invalid("suffix", "must be a string")
+    if suffix:
+        request["suffix"] = suffix  # only the model's template knows how to place it, so this one is not raw
+    else:
+        request["raw"] = True
+    logprobs = body.get("logprobs")
+    if logprobs is True:
+        _logprobs(body, request)
+    elif logprobs is not False and (top := integer(body, "logprobs", 0, 20)) is not None:
+        request["logprobs"] = True
+        if top:
+            request["top_logprobs"] = top
+    if flag(body, "echo") and request.get("logprobs"):
+        raise unsupported_by_ollama("echo", "Ollama gives no log probabilities of the prompt; leave echo or logprobs out")
+    result: list[Outgoing] = []
+    seed = request.get("options", {}).get("seed")
+    for text in texts:
+        request["prompt"] = text
+        if seed is not None:
+            request["options"]["seed"] = seed
+        result += _outgoing((base + GENERATE_PATH).encode(), request, count)
+    return result
+
+
+def speaks_functions(raw: bytes) -> bool:
+    """Whether the answer must come as ``function_call``; looks at the bytes first, since almost none do."""
+    return b'"functions"' in raw and uses_functions(msgspec.json.decode(raw))
