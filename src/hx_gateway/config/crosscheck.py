@@ -1,0 +1,261 @@
+"""Checks what no single setting can tell: that names lead somewhere, once, and that the door is not left open."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path as FilePath
+
+from hx_gateway.config.addresses import header_fault, host_fault, is_loopback, url_fault
+from hx_gateway.config.environment import NAMES, endpoint_variable
+from hx_gateway.config.located import Path
+from hx_gateway.config.problems import Finding
+from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, Secret, Settings, UpstreamSettings, is_url
+from hx_gateway.config.shape import dotted, nearest, shown
+from hx_gateway.config.weak_keys import NEW_KEY, fault, hash_fault
+
+
+def discovers(config: GatewayConfig) -> bool:
+    """Whether models can turn up that the configuration does not list."""
+    return any(endpoint.discover for endpoint in config.endpoints.values()) or not (config.models or config.endpoints)
+
+
+def public_names(config: GatewayConfig) -> Iterator[tuple[str, Path, str]]:
+    """Every name a client may use, where it is given, and ``model``, ``group`` or ``alias``; repeated if given twice."""
+    for kind, section, entries in (("model", "models", config.models), ("group", "groups", config.groups)):
+        for name, entry in entries.items():
+            yield name, (section, name), kind
+            for position, alias in enumerate(entry.aliases):
+                yield alias, (section, name, "aliases", position), "alias"
+    for name in config.aliases:
+        yield name, ("aliases", name), "alias"
+
+
+def _unknown(config: GatewayConfig, path: Path, name: str, known: Collection[str], what: str = "model, alias or group") -> Finding:
+    hint = nearest(name, known)
+    if discovers(config):
+        message = f"no {what} called {shown(name)} is configured; it works only once discovery finds it{hint}"
+        return Finding(path, message, level="warning", rests_on="names")
+    return Finding(path, f"there is no {what} called {shown(name)}{hint}", rests_on="names")
+
+
+def _names(config: GatewayConfig) -> Iterator[Finding]:
+    seen: dict[str, str] = {}
+    for name, path, kind in public_names(config):
+        here = kind if kind != "alias" else f"alias under {dotted(path[:2] if path[0] != 'aliases' else path[:1])}"
+        if name in seen:
+            yield Finding(
+                path, f"the name {shown(name)} is taken already by the {seen[name]}; each public name stands for one thing", on_key=True
+            )
+        else:
+            seen[name] = here
+        if not name or any(character.isspace() or not character.isprintable() for character in name):
+            yield Finding(path, "a name should have no spaces and no control characters, and not be empty")
+    for name, target in config.aliases.items():
+        path = ("aliases", name)
+        if target not in seen:
+            yield _unknown(config, path, target, [known for known in seen if known != name])
+            continue
+        chain = [name]
+        while target in config.aliases and target not in chain:
+            chain.append(target)
+            target = config.aliases[target]
+        if target == name:
+            yield Finding(path, f"goes in a circle: {' -> '.join([*chain, name])}; point it at a model or group", rests_on="names")
+    model_names = {known for known, path, _ in public_names(config) if path[0] == "models"}
+    for name, group in config.groups.items():
+        for position, member in enumerate(group.models):
+            path = ("groups", name, "models", position)
+            if member in config.groups:
+                yield Finding(path, f"{member} is a group; a group holds models only")
+            elif member not in model_names:
+                yield _unknown(config, path, member, model_names, "model")
+            if member in group.models[:position]:
+                yield Finding(path, f"{member} is listed twice")
+    default = config.gateway.default_model
+    if default and default not in seen:
+        yield _unknown(config, ("gateway", "default_model"), default, seen)
+    if not default and not config.gateway.model_routing_enabled:
+        message = "is needed when model_routing_enabled is false: every request goes to it"
+        yield Finding(("gateway", "default_model"), message)
+    for position, key in enumerate(config.keys.api_keys):
+        for place, name in enumerate(key.models or ()):
+            if name not in seen:
+                yield _unknown(config, ("keys", "api_keys", position, "models", place), name, seen)
+
+
+def _reference(config: GatewayConfig, path: Path, text: str) -> Iterator[Finding]:
+    """Faults of ``text``, which is an address or the name of an endpoint."""
+    if text in config.endpoints:
+        return
+    if is_url(text):
+        if message := url_fault(text):
+            yield Finding(path, message)
+    else:
+        hint = nearest(text, config.endpoints) or "; an address starts with http:// or https://"
+        yield Finding(path, f"there is no entry of this name in endpoints{hint}", rests_on="endpoints")
+
+
+def _places(config: GatewayConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
+    variables: dict[str, str] = {}
+    reserved = {variable for variable, _ in NAMES}
+    for name, model in config.models.items():
+        given = [key for key in ("endpoint", "endpoints", "path") if getattr(model, key)]
+        if len(given) > 1:
+            yield Finding(("models", name), f"has {' and '.join(given)}; keep one of them", on_key=True)
+        if not given and not any(endpoint.discover for endpoint in config.endpoints.values()):
+            yield Finding(("models", name), "needs an endpoint, a list of endpoints, or a path to a GGUF file", on_key=True)
+        if model.endpoint is not None:
+            yield from _reference(config, ("models", name, "endpoint"), model.endpoint)
+        for position, text in enumerate(model.endpoints):
+            yield from _reference(config, ("models", name, "endpoints", position), text)
+            if text in model.endpoints[:position]:
+                yield Finding(("models", name, "endpoints", position), "is listed twice")
+        if model.path is not None and not FilePath(model.path).is_file():
+            yield Finding(("models", name, "path"), "there is no such file on this machine", level="warning")
+        variable = endpoint_variable(name)
+        if variable in variables:
+            level = "error" if environ.get(variable) else "warning"
+            message = f"{variable} would override both this model and {variables[variable]}; rename one of them"
+            yield Finding(("models", name), message, level=level, on_key=True)
+        elif variable not in reserved:
+            variables[variable] = name
+    for name, endpoint in config.endpoints.items():
+        if message := url_fault(endpoint.url):
+            yield Finding(("endpoints", name, "url"), message)
+        for header in endpoint.headers:
+            if message := header_fault(header):
+                yield Finding(("endpoints", name, "headers", header), message, on_key=True)
+        if endpoint.tls_ca_file is not None and not FilePath(endpoint.tls_ca_file).is_file():
+            yield Finding(("endpoints", name, "tls_ca_file"), "there is no such file on this machine", level="warning")
+        if not endpoint.tls_verify:
+            yield Finding(("endpoints", name, "tls_verify"), "anyone on the way can read and change its traffic", level="warning")
+    upstream = config.gateway.default_upstream
+    if isinstance(upstream, UpstreamSettings):
+        if message := url_fault(upstream.url):
+            yield Finding(("gateway", "default_upstream", "url"), message)
+    elif upstream is not None:
+        yield from _reference(config, ("gateway", "default_upstream"), upstream)
+
+
+def _keys(config: GatewayConfig) -> Iterator[Finding]:
+    names: dict[str, Path] = {}
+    digests: dict[str, str] = {}
+    master = config.keys.master_key
+    if master is not None:
+        digests[hashlib.sha256(master.reveal().encode()).hexdigest()] = "the master key"
+        if message := fault(master.reveal()):
+            yield Finding(("keys", "master_key"), message)
+    for position, key in enumerate(config.keys.api_keys):
+        path: Path = ("keys", "api_keys", position)
+        if key.name in names or key.name in ("master", "anonymous"):
+            yield Finding((*path, "name"), f"the name {shown(key.name)} is taken; each key needs its own")
+        names[key.name] = path
+        if (key.key is None) == (key.key_hash is None):
+            yield Finding(path, "needs either key or key_hash", rests_on="keys")
+        if key.key is not None:
+            digest = hashlib.sha256(key.key.reveal().encode()).hexdigest()
+            message = fault(key.key.reveal())
+        elif key.key_hash is not None:
+            digest = key.key_hash.removeprefix("sha256:").lower()
+            message = hash_fault(key.key_hash)
+        else:
+            continue
+        where: Path = (*path, "key" if key.key is not None else "key_hash")
+        if message:
+            yield Finding(where, message)
+        if digest in digests:
+            yield Finding(where, f"is the same key as {digests[digest]}; each entry needs its own")
+        digests.setdefault(digest, f"{key.name}'s")
+    if not digests and not is_loopback(config.service.host):
+        message = (
+            f"{shown(config.service.host)} is reachable from other machines and no key is configured; set keys.master_key "
+            f"(or MASTER_KEY), or bind to 127.0.0.1. A good key: {NEW_KEY}"
+        )
+        yield Finding(("service", "host"), message, level="blocker", rests_on="keys")
+
+
+def _policy(path: Path, name: str) -> Iterator[Finding]:
+    if name in ALGORITHMS or "." in name or ":" in name:
+        return
+    entries = importlib.metadata.entry_points()
+    installed = [found for group in entries.groups if group.startswith("hx_gateway.") for found in entries.select(group=group).names]
+    if name not in installed:
+        hint = nearest(name, [*ALGORITHMS, *installed]) or f"; there are {', '.join(ALGORITHMS)}"
+        yield Finding(path, f"there is no balancing policy called {shown(name)}{hint}")
+
+
+def _rest(config: GatewayConfig) -> Iterator[Finding]:
+    if message := host_fault(config.service.host):
+        yield Finding(("service", "host"), message)
+    yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm)
+    for name, group in config.groups.items():
+        if group.policy is not None:
+            yield from _policy(("groups", name, "policy"), group.policy)
+    monitoring = config.monitoring
+    taken = {"/healthz": "the liveness probe", "/readyz": "the readiness probe", "/models/status": "the status page"}
+    for setting in ("health_check_endpoint", "metrics_endpoint"):
+        path: str = getattr(monitoring, setting)
+        if path in taken or path == "/v1" or path.startswith(("/v1/", "/admin")):
+            yield Finding(("monitoring", setting), f"is the path of {taken.get(path, 'the API')}; choose another")
+        taken[path] = f"monitoring.{setting}"
+    if monitoring.prometheus_port is not None and monitoring.prometheus_port == config.service.port:
+        yield Finding(("monitoring", "prometheus_port"), "is service.port; the metrics are there already, so leave it out")
+    if config.performance.rate_limiting_enabled and not config.performance.rate_limit_rps:
+        message = "is 0, so nothing is limited though rate_limiting_enabled is true; set requests per second"
+        yield Finding(("performance", "rate_limit_rps"), message, level="warning")
+    if config.cors.allow_credentials and "*" in config.cors.allow_origins:
+        yield Finding(("cors", "allow_origins"), "should list origins by name when allow_credentials is true; browsers refuse *")
+    if config.http.body_timeout_seconds < config.http.head_timeout_seconds:
+        yield Finding(("http", "body_timeout_seconds"), "should not be less than head_timeout_seconds", level="warning")
+    for setting in ("cert_file", "key_file"):
+        if config.service.tls is not None and not FilePath(getattr(config.service.tls, setting)).is_file():
+            yield Finding(("service", "tls", setting), "there is no such file on this machine", level="warning")
+
+
+def _secrets(value: object, path: Path) -> Iterator[tuple[Path, Secret]]:
+    if isinstance(value, Secret):
+        yield path, value
+    elif isinstance(value, Settings):
+        for name in type(value).model_fields:
+            yield from _secrets(getattr(value, name), (*path, name))
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _secrets(entry, (*path, name))
+    elif isinstance(value, tuple):
+        for position, entry in enumerate(value):
+            yield from _secrets(entry, (*path, position))
+
+
+def _literals(config: GatewayConfig) -> Iterator[Finding]:
+    for path, secret in _secrets(config, ()):
+        words = str(path[-1]).lower()
+        if path[-2:-1] == ("headers",):
+            if not secret.reveal().isascii():
+                yield Finding(path, "should be ASCII text: it is sent as a header")
+            hidden = any(part in words for part in ("auth", "key", "token", "secret", "cookie", "password"))
+        elif path[0] == "storage":
+            hidden = "@" in secret.reveal() or "password" in secret.reveal()
+        else:
+            hidden = True
+            if path[-1] == "api_key" and not secret.reveal().isascii():
+                yield Finding(path, "should be ASCII text: it is sent as a header")
+        if hidden and secret.literal:
+            yield Finding(path, "is written out in the file; move it to env:NAME or file:PATH", level="warning")
+
+
+def crosscheck(config: GatewayConfig, environ: Mapping[str, str]) -> list[Finding]:
+    """Everything wrong with a configuration whose single settings are all valid.
+
+    Args:
+        config: The configuration.
+        environ: The environment, to tell whether an ambiguous ``<MODEL>_ENDPOINT`` is in use.
+    """
+    return [
+        *_names(config),
+        *_places(config, environ),
+        *_keys(config),
+        *_rest(config),
+        *_literals(config),
+    ]
