@@ -125,12 +125,10 @@ def findings(error: ValidationError, data: Any) -> list[Finding]:
         if path in found or any(other[: len(path)] == path for other in found):
             continue
         value = _value(data, path)
-        remedy = (
-            "; leave the line out for the default"
-            if value is None
-            else "; put it in quotes"
-            if kinds == ["text"] and isinstance(value, int | float)
-            else ""
-        )
+        remedy = ""
+        if value is None:
+            remedy = "; leave the line out for the default"
+        elif kinds == ["text"] and isinstance(value, int | float):
+            remedy = "; put it in quotes"
         found[path] = Finding(path, f"should be {' or '.join(dict.fromkeys(kinds))}, not {_kind(value)}{remedy}")
     return list(found.values())
