@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hx_gateway.core.interfaces import ClientSide, ExchangeOwner
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """One kind of inference request.
 

@@ -72,8 +72,8 @@ class ClientSide(Protocol):
         """Send a piece of the body begun."""
         ...
 
-    def end(self) -> None:
-        """Finish the body begun."""
+    def end(self, data: bytes = b"") -> None:
+        """Send the last piece, if any, and finish the body begun."""
         ...
 
     def abort(self) -> None:

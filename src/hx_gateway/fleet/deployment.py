@@ -19,7 +19,7 @@ class Deployment:
     """
 
     __slots__ = (
-        "breaker", "endpoint", "in_flight", "max_concurrent", "mode", "model", "options", "prices", "response_head", "upstream_model", "weight",
+        "breaker", "endpoint", "first_byte_s", "in_flight", "max_concurrent", "mode", "model", "options", "prices", "response_head", "upstream_model", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,7 @@ class Deployment:
         self.options = options or DeploymentOptions()
         self.breaker = breaker or Breaker()
         self.in_flight = 0
+        self.first_byte_s = 0.0  # moving average of the wait for the first byte
         shown = model.encode("ascii", "replace").decode()
         self.response_head = f"x-hx-model: {shown}\r\n".encode()
 

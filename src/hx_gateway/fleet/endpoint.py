@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from hx_gateway.core.context import HOT_ROUTES
 from hx_gateway.fleet.breaker import Breaker
 
 
@@ -94,7 +95,7 @@ class Endpoint:
     """
 
     __slots__ = (
-        "address", "api_key", "breaker", "deadlines", "facts", "head", "in_flight", "max_concurrent", "name", "pool", "provider", "tls",
+        "address", "api_key", "breaker", "deadlines", "facts", "head", "in_flight", "max_concurrent", "name", "paths", "pool", "provider", "response_head", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -121,6 +122,9 @@ class Endpoint:
         self.facts = EndpointFacts()
         self.in_flight = 0
         self.pool: Any = None  # upstream.pool.Pool, owned by the upstream side
+        base = address.base.encode("latin-1") + b"/v1"
+        self.paths = {route: base + route.path.encode() for route in HOT_ROUTES}  # of OpenAI's dialect
+        self.response_head = b"x-hx-endpoint: %b\r\n" % name.encode("ascii", "replace")
         lines = [f"host: {address.authority}"]
         if api_key:
             lines.append(f"authorization: Bearer {api_key}")

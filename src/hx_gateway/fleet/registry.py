@@ -20,6 +20,8 @@ class Target:
         deployments: Where it can be served, in configuration order.
         tier: Quality tier of a group (``fast``, ``balanced``, ``premium`` …), else empty.
         policy: Name of the balancing policy.
+        mode: ``chat`` or ``embedding`` where every deployment is of that mode, else empty.
+        head: Response header lines about the name, made once.
     """
 
     name: str
@@ -27,6 +29,8 @@ class Target:
     deployments: tuple[Deployment, ...]
     tier: str = ""
     policy: str = ""
+    mode: str = ""
+    head: bytes = b""
 
 
 class Registry:

@@ -1,0 +1,226 @@
+"""Whole answers in OpenAI's dialect: checked, counted, and given the name the client asked for."""
+
+from __future__ import annotations
+
+import base64
+import re
+import struct
+from typing import Any
+
+import msgspec
+
+from hx_gateway.core import errors
+from hx_gateway.core.context import EMBEDDINGS, Exchange
+from hx_gateway.core.errors import Failure
+from hx_gateway.openai.sse import DONE, event, said_error
+from hx_gateway.openai.usage import Usage, note_usage
+
+
+class _Answer(msgspec.Struct):
+    model: str | None = None
+    choices: list[msgspec.Raw] | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+class _Item(msgspec.Struct):
+    embedding: msgspec.Raw = msgspec.Raw()
+
+
+class _Embeddings(msgspec.Struct):
+    model: str | None = None
+    data: list[_Item] | None = None
+    usage: Usage | None = None
+    error: msgspec.Raw = msgspec.Raw()
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
+_model_value = re.compile(rb'"model" ?: ?"[^"\\]*"')
+
+
+def _bad(message: str) -> Failure:
+    return Failure(errors.BAD_RESPONSE, f"the model server's answer is not valid: {message}")
+
+
+def _renamed(body: bytes, model: str, asked: str) -> bytes:
+    """The body with ``asked`` as its model, spliced where the key stands once."""
+    value = b'"model":' + msgspec.json.encode(asked)
+    if body.count(b'"model"') == 1:
+        spliced, count = _model_value.subn(lambda _: value, body, count=1)
+        if count:
+            return spliced
+    whole = msgspec.json.decode(body)
+    whole["model"] = asked
+    return msgspec.json.encode(whole)
+
+
+def checked(exchange: Exchange, body: bytes) -> bytes:
+    """A whole answer to a chat or completion request, ready for the client.
+
+    Raises:
+        Failure: ``bad_upstream_response`` when it is not JSON, holds an error, or has no choices.
+    """
+    try:
+        answer = _decode_answer(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _bad(str(error)) from None
+    if bytes(answer.error) not in (b"", b"null"):
+        raise Failure(errors.UPSTREAM_ERROR, f"the model server reported: {said_error(bytes(answer.error), 'an error')}")
+    if not answer.choices:
+        raise _bad("it has no choices")
+    note_usage(exchange, answer.usage)
+    asked = exchange.asked
+    if answer.model != asked and answer.model is not None:
+        return _renamed(body, answer.model, asked)
+    return body
+
+
+def checked_embeddings(exchange: Exchange, body: bytes, expected: int, as_base64: bool) -> bytes:
+    """A whole answer to an embeddings request, ready for the client.
+
+    Args:
+        exchange: Filled with token counts.
+        body: The server's answer, vectors as lists of floats (a base64 vector passes where base64 was asked for).
+        expected: Length every vector must have; 0 for any.
+        as_base64: Whether the client wants little-endian float32 in base64.
+
+    Raises:
+        Failure: ``bad_upstream_response`` for an empty, nested, missing or wrongly sized vector.
+    """
+    try:
+        answer = _decode_embeddings(_skeleton(body))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _bad(str(error)) from None
+    if bytes(answer.error) not in (b"", b"null"):
+        raise Failure(errors.UPSTREAM_ERROR, f"the model server reported: {said_error(bytes(answer.error), 'an error')}")
+    if not answer.data:
+        raise _bad("it has no embeddings")
+    if answer.usage is not None:
+        answer.usage.completion_tokens = None
+        note_usage(exchange, answer.usage)
+    for item in answer.data:
+        vector = bytes(item.embedding)
+        if vector[:1] not in (b"[", b'"') or vector in (b"[]", b'""'):
+            raise _bad("an embedding is empty or missing")
+        if vector[1:].lstrip()[:1] == b"[":
+            raise _bad("an embedding is a list of vectors; the server must pool them into one per input")
+    if as_base64 or expected or any(bytes(item.embedding)[:1] == b'"' for item in answer.data):
+        return _reencoded(exchange, body, expected, as_base64)
+    if answer.model != exchange.asked and answer.model is not None:
+        return _renamed(body, answer.model, exchange.asked)
+    return body
+
+
+def _skeleton(body: bytes) -> bytes:
+    """The body with each long vector shortened to one number, so that checking its structure does not cost reading it.
+
+    Only a vector that is plainly flat is shortened; anything else stays, for the decoder to judge.
+    """
+    pieces: list[bytes] = []
+    at = 0
+    while True:
+        key = body.find(b'"embedding":', at)
+        if key < 0:
+            break
+        opening = body.find(b"[", key + 12, key + 14)
+        closing = body.find(b"]", key)
+        if opening < 0 or closing < 0:
+            break
+        if closing - opening > 256 and _flat(body, opening, closing):
+            pieces += (body[at : opening + 1], b"0")
+        else:
+            pieces.append(body[at:closing])
+        at = closing
+    pieces.append(body[at:])
+    return b"".join(pieces)
+
+
+def _flat(body: bytes, opening: int, closing: int) -> bool:
+    """Whether a vector begins and ends like a list of numbers and holds nothing that opens anything else."""
+    return (
+        body[opening + 1] in b"-0123456789 \n"
+        and body[closing - 1] in b"0123456789 \n"
+        and body.find(b"[", opening + 1, closing) < 0
+        and body.find(b'"', opening + 1, closing) < 0
+        and body.find(b"{", opening + 1, closing) < 0
+    )
+
+
+def _reencoded(exchange: Exchange, body: bytes, expected: int, as_base64: bool) -> bytes:
+    whole: dict[str, Any] = msgspec.json.decode(body)
+    for item in whole["data"]:
+        vector = floats(item["embedding"])
+        if expected and len(vector) != expected:
+            raise _bad(f"an embedding has {len(vector)} dimensions where the model is configured with {expected}")
+        item["embedding"] = encoded(vector) if as_base64 else vector
+    if "model" in whole:
+        whole["model"] = exchange.asked
+    return msgspec.json.encode(whole)
+
+
+def floats(vector: Any) -> list[float]:
+    """A vector as floats, from a list of numbers or from base64 of little-endian float32.
+
+    Raises:
+        Failure: It is neither.
+    """
+    if isinstance(vector, str):
+        try:
+            raw = base64.b64decode(vector, validate=True)
+            return list(struct.unpack(f"<{len(raw) // 4}f", raw))
+        except (ValueError, struct.error):
+            raise _bad("an embedding is text, but not base64 of 32-bit floats") from None
+    if not all(isinstance(number, int | float) for number in vector):
+        raise _bad("an embedding holds something that is not a number")
+    return [float(number) for number in vector]
+
+
+def encoded(vector: list[float]) -> str:
+    """A vector as base64 of little-endian float32, as OpenAI's SDKs ask for it.
+
+    Raises:
+        Failure: A number does not fit 32 bits.
+    """
+    try:
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    except (OverflowError, struct.error):
+        raise _bad("an embedding holds a number that does not fit 32 bits") from None
+
+
+def joined(exchange: Exchange, bodies: list[bytes]) -> bytes:
+    """Several whole answers as one: choices or vectors in order with running indexes, usage added up."""
+    wholes: list[dict[str, Any]] = [msgspec.json.decode(body) for body in bodies]
+    key = "data" if exchange.route is EMBEDDINGS else "choices"
+    first = wholes[0]
+    merged = [item for whole in wholes for item in whole.get(key, ())]
+    for index, item in enumerate(merged):
+        item["index"] = index
+    first[key] = merged
+    usage: dict[str, Any] = {}
+    for whole in wholes:
+        for name, count in (whole.get("usage") or {}).items():
+            if isinstance(count, int):
+                usage[name] = usage.get(name, 0) + count
+    if usage:
+        first["usage"] = usage
+        note_usage(exchange, msgspec.convert(usage, Usage))
+    return msgspec.json.encode(first)
+
+
+def as_stream(body: bytes, keep_usage: bool) -> bytes:
+    """A whole answer as the stream that was asked for, from a server that does not stream."""
+    whole: dict[str, Any] = msgspec.json.decode(body)
+    usage = whole.pop("usage", None)
+    chat = whole.get("object") == "chat.completion"
+    if chat:
+        whole["object"] = "chat.completion.chunk"
+        for choice in whole["choices"]:
+            message = choice.pop("message", {})
+            for index, call in enumerate(message.get("tool_calls") or ()):
+                call.setdefault("index", index)
+            choice["delta"] = {name: value for name, value in message.items() if value is not None}
+    out = event(msgspec.json.encode(whole))
+    if keep_usage and usage is not None:
+        out += event(msgspec.json.encode({**whole, "choices": [], "usage": usage}))
+    return out + DONE

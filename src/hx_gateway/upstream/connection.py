@@ -1,0 +1,315 @@
+"""One kept-alive connection to a model server: writes a request, parses its answer, and never lets stray bytes through."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import httptools
+
+from hx_gateway.core import errors
+from hx_gateway.core.errors import ErrorKind
+from hx_gateway.core.interfaces import CallHandler, Headers, Outgoing
+
+if TYPE_CHECKING:
+    from hx_gateway.upstream.pool import Pool
+
+IDLE, WAITING, READING, CLOSED = "idle", "waiting", "reading", "closed"
+_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
+MAX_HEAD = 1 << 18  # bytes of an answer's head, read in one go with at most one network read more
+
+
+class Connection(asyncio.Protocol):
+    """A connection of a pool. It is also the `Call` of the request it carries.
+
+    The phases are ``idle`` (in the pool), ``waiting`` (for the first byte), ``reading`` (the answer) and ``closed``.
+    ``deadline_s`` is the monotonic time at which the coarse sweep of the pool ends the current phase.
+    """
+
+    __slots__ = (
+        "between_s", "body_size", "complete", "deadline_s", "delimited", "dirty", "handler", "headers", "ignoring",
+        "memo_head", "memo_headers", "memo_status", "outgoing", "parser", "paused", "phase", "pieces", "pool", "reused", "status", "stream", "streaming", "total_at_s", "transport",
+    )  # fmt: skip
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.phase = IDLE
+        self.handler: CallHandler | None = None
+        self.outgoing: Outgoing | None = None
+        self.headers: Headers = []
+        self.pieces: list[bytes] = []
+        self.deadline_s = inf
+        self.total_at_s = inf
+        self.between_s = inf
+        self.status = 0
+        self.body_size = 0
+        self.reused = False
+        self.stream = False
+        self.streaming = False
+        self.complete = False
+        self.delimited = False  # the body's end is known from its head
+        self.dirty = False
+        self.ignoring = False  # an interim 1xx answer
+        self.paused = False
+        self.memo_head = b""  # the head of the last whole answer, without the digits of its length
+        self.memo_headers: Headers = []
+        self.memo_status = 0
+        self.parser = httptools.HttpResponseParser(self)
+
+    def __repr__(self) -> str:
+        return f"<Connection to {self.pool.endpoint.address} {self.phase}{' reused' if self.reused else ''}>"
+
+    # The request
+
+    def start(self, outgoing: Outgoing, handler: CallHandler, first_byte_s: float, total_at_s: float) -> None:
+        """Send ``outgoing`` and give what comes of it to ``handler``.
+
+        Args:
+            outgoing: The request.
+            handler: Told of the answer; its ``call`` becomes this connection.
+            first_byte_s: Seconds to wait for the answer's head.
+            total_at_s: Monotonic time at which the call ends whatever it is doing; ``inf`` for none.
+        """
+        self.outgoing = outgoing
+        self.handler = handler
+        handler.call = self
+        self.stream = outgoing.stream
+        self.streaming = self.complete = self.delimited = False
+        self.status = self.body_size = 0
+        self.headers = []
+        self.phase = WAITING
+        self.total_at_s = total_at_s
+        deadline_s = monotonic() + first_byte_s
+        self.deadline_s = deadline_s if deadline_s < total_at_s else total_at_s
+        body = outgoing.body
+        kind = outgoing.content_type
+        head = b"%b %b HTTP/1.1\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
+            outgoing.method,
+            outgoing.path,
+            self.pool.endpoint.head,
+            outgoing.headers,
+            b"content-type: " + kind + b"\r\n" if kind else b"",
+            len(body),
+        )
+        if len(body) < 16384:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+
+    def cancel(self) -> None:
+        self.handler = None
+        self._close()
+
+    def pause(self) -> None:
+        if not self.paused and self.phase is not CLOSED:
+            self.paused = True
+            self.transport.pause_reading()
+            self.deadline_s = self.total_at_s  # it is the client who is slow, not the server
+
+    def resume(self) -> None:
+        if self.paused and self.phase is not CLOSED:
+            self.paused = False
+            self.transport.resume_reading()
+            self.deadline_s = min(monotonic() + self.between_s, self.total_at_s)
+
+    def expire(self) -> None:
+        """The deadline of the current phase has passed."""
+        phase = self.phase
+        if phase is IDLE:
+            self._close()
+            return
+        if monotonic() >= self.total_at_s:
+            self._fail(errors.TOTAL_TIMEOUT, "the request's total deadline passed")
+        elif phase is WAITING:
+            self._fail(errors.FIRST_BYTE_TIMEOUT, "the model server sent no answer in time")
+        elif self.streaming:
+            self._fail(errors.STREAM_STALLED, "the model server stopped sending in the middle of its answer")
+        else:
+            self._fail(errors.FIRST_BYTE_TIMEOUT, "the model server stopped in the middle of its answer")
+
+    # The transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        phase = self.phase
+        self.phase = CLOSED
+        self.pool.lost(self)
+        handler = self.handler
+        if handler is None:
+            return
+        if phase is WAITING:
+            outgoing = self.outgoing
+            if self.reused and outgoing is not None:
+                # The server closed an idle connection while we wrote to it: nothing was answered, so ask again on a new one.
+                self.handler = None
+                self.pool.again(outgoing, handler, self.total_at_s)
+            else:
+                self._fail(errors.CONNECTION_RESET, "the model server closed the connection without an answer")
+        elif self.status and not self.delimited and exc is None:
+            self.dirty = True
+            self._finish()
+        elif self.streaming:
+            self._fail(errors.STREAM_BROKEN, "the model server closed the connection in the middle of its answer")
+        else:
+            self._fail(errors.CONNECTION_RESET, "the model server closed the connection in the middle of its answer")
+
+    def data_received(self, data: bytes) -> None:
+        if self.handler is None:
+            self._close()  # nobody asked for these bytes
+            return
+        head = b""
+        if self.phase is WAITING:
+            # A server sends the same head again, but for the length (and the date, once a second): what was parsed and
+            # found good once need not be parsed again. Any other head, and any body not whole, takes the parser.
+            if not self.stream and not self.body_size:
+                end = data.find(b"\r\n\r\n")
+                found = _length.search(data, 0, end + 2) if end > 0 else None
+                if found is not None:
+                    first, last = found.span(1)
+                    head = data[:first] + data[last:end]
+                    if head == self.memo_head and int(found.group(1)) == len(data) - end - 4 <= self.pool.max_body:
+                        self.pieces = [data[end + 4 :]]
+                        self.status = self.memo_status
+                        self.headers = self.memo_headers
+                        self._finish()
+                        return
+            self.reused = False  # an answer has begun: a loss from here on is the server's failure
+            self.body_size += len(data)
+            if self.body_size > MAX_HEAD:
+                self._fail(errors.BAD_RESPONSE, "the head of the model server's answer is too large")
+                return
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.dirty = True
+        except httptools.HttpParserError as error:
+            self.dirty = True
+            if not self.complete:
+                cause = error.__context__
+                if isinstance(error, httptools.HttpParserCallbackError) and not isinstance(cause, _Refused):
+                    self._fail(errors.BAD_RESPONSE, "the answer could not be handled")
+                    raise
+                self._fail(errors.BAD_RESPONSE, str(cause) if isinstance(cause, _Refused) else f"the answer is not valid HTTP: {error}")
+                return
+        handler = self.handler
+        if handler is None:
+            return
+        if self.streaming:
+            pieces = self.pieces
+            if pieces:
+                self.pieces = []
+                handler.received(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                if self.handler is None:
+                    return
+        if self.complete:
+            if head and not self.dirty and not self.streaming:
+                self.memo_head = head
+                self.memo_headers = self.headers
+                self.memo_status = self.status
+            self._finish()
+        elif not self.paused:
+            deadline_s = monotonic() + self.between_s
+            self.deadline_s = deadline_s if deadline_s < self.total_at_s else self.total_at_s
+
+    def eof_received(self) -> None:
+        return None
+
+    # The parser
+
+    def on_message_begin(self) -> None:
+        if self.complete:
+            self.dirty = True  # bytes after the end: they belong to nobody and must reach nobody
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.complete or self.phase is READING:
+            return  # of a stray second message, or a trailer
+        name = name.lower()
+        self.headers.append((name, value))
+        if name == b"content-length" or name == b"transfer-encoding":
+            self.delimited = True
+        elif name == b"content-encoding" and value.lower() != b"identity":
+            raise _Refused("the model server sent a compressed answer although none was asked for")
+
+    def on_headers_complete(self) -> None:
+        if self.complete:
+            return
+        status = self.parser.get_status_code()
+        if status < 200:
+            self.headers = []
+            self.delimited = False
+            self.ignoring = True
+            return
+        self.status = status
+        self.body_size = 0
+        self.phase = READING
+        if status == 204 or status == 304:
+            self.delimited = True
+        if self.stream:
+            handler = self.handler
+            self.streaming = handler is not None and handler.began(status, self.headers)
+
+    def on_body(self, body: bytes) -> None:
+        if self.complete:
+            self.dirty = True
+            return
+        if not self.streaming:
+            self.body_size += len(body)
+            if self.body_size > self.pool.max_body:
+                raise _Refused("the answer is larger than http.max_response_bytes")
+        self.pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        if self.ignoring:
+            self.ignoring = False
+        elif not self.complete:
+            self.complete = True
+            if not self.parser.should_keep_alive():
+                self.dirty = True
+
+    # Ends
+
+    def _finish(self) -> None:
+        handler = self.handler
+        assert handler is not None
+        self.handler = None
+        self.outgoing = None
+        status, headers, pieces, streaming = self.status, self.headers, self.pieces, self.streaming
+        if pieces:
+            self.pieces = []
+        if self.dirty or self.paused:
+            self._close()
+        else:
+            self.phase = IDLE
+            self.reused = True
+            self.pool.release(self)
+        handler.call = None  # this connection may carry another request before the handler returns
+        if streaming:
+            if pieces:
+                handler.received(b"".join(pieces))
+            handler.ended()
+        else:
+            handler.answered(status, headers, pieces[0] if len(pieces) == 1 else b"".join(pieces))
+
+    def _fail(self, kind: ErrorKind, message: str) -> None:
+        handler = self.handler
+        self.handler = None
+        self._close()
+        if handler is not None:
+            handler.failed(kind, message)
+
+    def _close(self) -> None:
+        self.outgoing = None
+        if self.phase is not CLOSED:
+            self.phase = CLOSED
+            self.transport.abort()
+
+
+class _Refused(Exception):
+    """The answer breaks a limit or asks for what was not offered; raised through the parser."""
