@@ -1,0 +1,71 @@
+"""OpenAI's own package for Node against the demo: `npm install --no-package-lock` in this folder brings it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from hx_gateway.cli.demo import free_port
+
+HERE = Path(__file__).parent
+COMMAND = Path(sys.executable).with_name("hx-gateway")
+NODE = shutil.which("node")
+INSTALLED = (HERE / "node_modules" / "openai").is_dir()
+
+pytestmark = pytest.mark.skipif(
+    NODE is None or (not INSTALLED and not os.environ.get("CI")), reason="needs Node, and `npm install` in tests/clients"
+)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[dict[str, str]]:
+    """The demo, running; what a client needs to know of it."""
+    port = free_port()
+    demo = await asyncio.create_subprocess_exec(
+        COMMAND,
+        "demo",
+        "--port",
+        str(port),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ, PYTHONUNBUFFERED="1"),
+    )
+    assert demo.stdout is not None
+    try:
+        key = ""
+        while not key:
+            line = (await demo.stdout.readline()).decode()
+            assert line, "the demo ended before it was ready"
+            _, _, key = line.strip().partition("export KEY=")
+        yield {"BASE_URL": f"http://127.0.0.1:{port}/v1", "API_KEY": key}
+    finally:
+        if demo.returncode is None:
+            demo.terminate()
+        await demo.communicate()
+
+
+async def test_nodes_openai_package_gets_what_it_expects(gateway: dict[str, str]) -> None:
+    assert NODE is not None
+    client = await asyncio.create_subprocess_exec(
+        NODE, HERE / "openai_client.mjs", env=dict(os.environ) | gateway, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    out, err = await client.communicate()
+    assert client.returncode == 0, err.decode()
+    seen = json.loads(out)
+    assert {"hx-chat", "hx-chat-fast", "hx-chat-premium", "emb-premium"} <= set(seen["models"])
+    assert (seen["chat"], seen["model"]) == ("HX-OK", "hx-chat")
+    assert seen["usage"] > 0
+    assert seen["stream"] == " ".join(str(number) for number in range(1, 21))
+    assert seen["pieces"] > 20
+    assert seen["streamUsage"] > 0
+    assert seen["embeddings"] == [128, 128]
+    assert seen["farthest"] < 1e-6
+    assert (seen["unknownModel"], seen["wrongKey"]) == ("model_not_found", "invalid_api_key")
