@@ -21,6 +21,7 @@ API_KEY_VARIABLE = "HX_LOCAL_API_KEY"  # not an argument: every user of the mach
 POOLINGS = ("mean", "cls", "last", "rank")
 _PR_SET_PDEATHSIG = 1
 _SHORTEST_BATCH, _LONGEST_BATCH = 512, 8192  # tokens
+_PROMPT_CACHE_MIB = 512  # llama.cpp would keep up to 8 GiB of old prompts, in each of these processes
 _WARNINGS = 2  # llama.cpp's verbosity: errors and warnings; the next level logs every request
 
 
@@ -72,6 +73,7 @@ def parameters(options: argparse.Namespace, xllamacpp: Any, api_key: str) -> Any
     if api_key:
         params.api_keys = [api_key]
     params.cors_origins = ""  # a page open in a browser on this machine has no business here
+    params.cache_ram_mib = _PROMPT_CACHE_MIB
     params.ui = False
     params.warmup = False
     params.endpoint_metrics = True
