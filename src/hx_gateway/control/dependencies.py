@@ -1,0 +1,118 @@
+"""What the control plane needs of the gateway, and what its routes need of a request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+from fastapi import Depends, Request
+
+from hx_gateway.core.clock import Clock
+from hx_gateway.core.context import Exchange, Identity
+from hx_gateway.dataplane.stages.authenticate import refused, token_of
+
+if TYPE_CHECKING:
+    from hx_gateway.config.schema import GatewayConfig
+    from hx_gateway.fleet.registry import Registry
+    from hx_gateway.telemetry.metrics import Metrics
+
+
+class Keys(Protocol):
+    """Who may call, as `access.keys.KeyRing` tells."""
+
+    @property
+    def required(self) -> bool:
+        """Whether any key is configured."""
+        ...
+
+    def identify(self, token: bytes, /) -> Identity | None:
+        """Whose key this is; None when it is nobody's."""
+        ...
+
+
+class Gateway(Protocol):
+    """The composition root, as far as the control plane uses it."""
+
+    @property
+    def config(self) -> GatewayConfig: ...
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def keys(self) -> Keys: ...
+
+    @property
+    def metrics(self) -> Metrics: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def started_wall_s(self) -> float: ...
+
+    @property
+    def draining(self) -> bool: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    def ids(self) -> str:
+        """A new request id."""
+        ...
+
+    def dispatch(self, exchange: Exchange, /) -> None:
+        """Run an exchange through the data plane."""
+        ...
+
+
+def gateway_of(request: Request) -> Gateway:
+    """The gateway this app belongs to."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def token_in(request: Request) -> bytes:
+    """The API key a request carries; empty for none."""
+    headers = request.headers
+    return token_of(
+        {name.encode(): headers[name].encode("latin-1") for name in ("authorization", "x-api-key", "api-key") if name in headers}
+    )
+
+
+def identify(request: Request) -> Identity | None:
+    """Whose key came with the request; None where no key is configured at all.
+
+    Raises:
+        Failure: ``invalid_api_key``.
+    """
+    keys = gateway_of(request).keys
+    if not keys.required:
+        return None
+    token = token_in(request)
+    identity = keys.identify(token)
+    if identity is None:
+        raise refused(token)
+    return identity
+
+
+# Coroutines, because the framework would run plain functions in a thread.
+
+
+async def _gateway(request: Request) -> Gateway:
+    return gateway_of(request)
+
+
+async def _caller(request: Request) -> Identity | None:
+    return identify(request)
+
+
+async def _visitor(request: Request) -> Identity | None:
+    return identify(request) if token_in(request) else None
+
+
+GatewayOf = Annotated[Gateway, Depends(_gateway)]
+"""The gateway."""
+Caller = Annotated[Identity | None, Depends(_caller)]
+"""Whose key came with the request: one is needed where any is configured; None where none is."""
+Visitor = Annotated[Identity | None, Depends(_visitor)]
+"""Whose key came with a request that needs none; a wrong one is refused."""

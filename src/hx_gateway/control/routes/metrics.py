@@ -1,0 +1,28 @@
+"""The Prometheus report."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from hx_gateway.telemetry.exposition import Observed, collectors, render
+
+
+def router(metrics_path: str, observed: Observed, version: str) -> APIRouter:
+    """The route.
+
+    Args:
+        metrics_path: Path of the report.
+        observed: What is reported on.
+        version: The gateway's version.
+    """
+    registry = collectors(observed, version)
+    found = APIRouter(tags=["state"])
+
+    async def metrics(request: Request) -> Response:
+        """Counters, response times, overhead, tokens, breakers and health of this process, for Prometheus."""
+        body, content_type = render(registry, request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": content_type})
+
+    found.add_api_route(metrics_path, metrics, methods=["GET"], response_class=Response)
+    return found
