@@ -21,7 +21,7 @@ __all__ = ["OllamaProvider", "unsupported"]
 
 
 class OllamaProvider:
-    """Speaks to Ollama (`core.interfaces.Provider`).
+    """Speaks to Ollama (`core.interfaces.Provider`); conformance-tested, not tested against a live Ollama server.
 
     Engine settings read from ``deployment.options``: ``num_ctx`` and ``keep_alive`` (both beat the client's),
     ``dimensions`` and ``truncate_dimensions``, ``embedding_field``; and in ``extra``: any Ollama option as default,

@@ -167,9 +167,9 @@ def embedding_list(exchange: Exchange, deployment: Any, bodies: Sequence[bytes])
         if not (wanted and settings.truncate_dimensions and length > wanted):
             raise _bad(f"the model server gave vectors of length {length}, not {expected}")
         vectors = [_cut(vector, wanted) for vector in vectors]
+    exchange.estimated = counted is None
     if counted is None:
         counted = sum(max(1, -(-len(text) // 4)) for text in texts)
-        exchange.estimated = True
     exchange.prompt_tokens = counted
     exchange.completion_tokens = 0
     packed: Sequence[str | list[float]] = [_little_endian(vector) for vector in vectors] if _encoding(asked) == "base64" else vectors

@@ -72,7 +72,8 @@ def _prompt_characters(exchange: Exchange) -> int:
         if isinstance(content, str):
             total += len(content)
         elif isinstance(content, list):
-            total += sum(len(part.get("text") or "") for part in content)
+            texts = [part.get("text") for part in content]
+            total += sum(len(text) for text in texts if isinstance(text, str))
     return total
 
 
@@ -85,14 +86,9 @@ def count_tokens(exchange: Exchange, prompt: int | None, completion: int | None,
         completion: Tokens of the answer as reported.
         characters: Length of the answer.
     """
-    if prompt is None:
-        prompt = estimated_tokens(_prompt_characters(exchange))
-        exchange.estimated = True
-    if completion is None:
-        completion = estimated_tokens(characters)
-        exchange.estimated = exchange.estimated or characters > 0
-    exchange.prompt_tokens = prompt
-    exchange.completion_tokens = completion
+    exchange.estimated = prompt is None or (completion is None and characters > 0)
+    exchange.prompt_tokens = estimated_tokens(_prompt_characters(exchange)) if prompt is None else prompt
+    exchange.completion_tokens = estimated_tokens(characters) if completion is None else completion
 
 
 def usage(exchange: Exchange) -> dict[str, int]:

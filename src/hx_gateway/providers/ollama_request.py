@@ -44,6 +44,7 @@ def unsupported(raw: bytes) -> list[str]:
     """
     try:
         body = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        native = msgspec.json.decode(body.get("options", b"null"))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return []
     named = [name for name, value in body.items() if name not in _HONOURED and bytes(value) != b"null"]
@@ -53,10 +54,8 @@ def unsupported(raw: bytes) -> list[str]:
         named.append("parallel_tool_calls")
     if bytes(body.get("best_of", b"")) not in (b"", b"null", b"1"):
         named.append("best_of")
-    if "options" in body:
-        native = msgspec.json.decode(body["options"])
-        if isinstance(native, dict):
-            named += [f"options.{name}" for name in native if name not in OPTION_NAMES]
+    if isinstance(native, dict):
+        named += [f"options.{name}" for name in native if name not in OPTION_NAMES]
     return named
 
 

@@ -116,7 +116,6 @@ class _Reader:
         if self.failure is not None:
             return due
         if not self._done:
-            self._count()
             self._fail(BAD_RESPONSE, "the model server's stream ended before the answer was complete")
             return due
         if self._usage_wanted:
@@ -132,7 +131,6 @@ class _Reader:
             self._fail(BAD_RESPONSE, f"a line of the model server's stream is not valid: {error}")
             return b""
         if reply.error is not None:
-            self._count()
             if self._began:
                 self._fail(STREAM_BROKEN, f"the model server broke off: {shown(reply.error)}")
             else:
@@ -147,7 +145,9 @@ class _Reader:
         return events
 
     def _fail(self, kind: ErrorKind, message: str) -> None:
-        """Before anything was handed on a failure is the server's answer; after that, a broken stream."""
+        """Before anything was handed on a failure is the server's answer; after that, a broken stream, and its tokens count."""
+        if self._began:
+            self._count()
         self.failure = Failure(STREAM_BROKEN if self._began else kind, message)
 
     def _count(self) -> None:

@@ -268,6 +268,17 @@ def test_nothing_at_all_lets_another_server_try(data):
     assert out == b"" and reader.failure.kind is errors.BAD_RESPONSE
 
 
+def test_an_attempt_that_gave_nothing_leaves_no_counts_behind():
+    _, _, exchange = read(lines(says(), {"error": "boom"}))
+    assert (exchange.prompt_tokens, exchange.completion_tokens, exchange.estimated) == (-1, -1, False)
+
+
+def test_counting_looks_at_texts_only():
+    parts = [{"type": "text", "text": "eight ch"}, {"type": "image_url", "image_url": "data:;base64,YQ==", "text": 5}]
+    _, _, exchange = read(lines(says(content="a"), done()), {**ASK, "messages": [{"role": "user", "content": parts}]})
+    assert exchange.prompt_tokens == 2
+
+
 def test_garbage_after_words_is_a_break():
     out, reader, _ = read(lines(says(content="a")) + b"garbage\n" + STORY)
     assert reader.failure.kind is errors.STREAM_BROKEN

@@ -297,7 +297,7 @@ async def test_every_content_fault_of_a_stream(kind):
         text = received.decode()
         assert end == "silent"
         assert CONTENT_SIGNS[kind] in text
-        assert ("[DONE]" in text) == (kind not in list(CONTENT_SIGNS)[:7] + ["error_event", "truncated"])
+        assert ("[DONE]" in text) == (kind not in [*list(CONTENT_SIGNS)[:7], "error_event", "truncated"])
         assert ('"usage": {' in text) == ("[DONE]" in text and kind != "no_usage")
         assert text.count('"finish_reason": "stop"') == {"repeated_finish": 2}.get(kind, 1 if "[DONE]" in text else 0)
         if kind == "usage_in_last":
