@@ -114,8 +114,8 @@ class Monitor:
         while True:
             registry = self._registry_source()
             endpoints = _endpoints(registry)
-            if len(self._schedules) > len(endpoints):
-                self._schedules = {endpoint: plan for endpoint, plan in self._schedules.items() if endpoint in endpoints}
+            for gone in self._schedules.keys() - endpoints:
+                del self._schedules[gone]
             now_s = self._clock.monotonic()
             for endpoint in endpoints:
                 schedule = self._schedules.get(endpoint)

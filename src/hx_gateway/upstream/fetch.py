@@ -20,9 +20,11 @@ _HEAD_LIMIT = 1 << 16
 class _Answer:
     """Collects what the parser finds."""
 
-    __slots__ = ("body", "complete", "headers", "length_known", "ready")
+    __slots__ = ("body", "complete", "headers", "length_known", "parser", "ready", "status")
 
     def __init__(self) -> None:
+        self.parser = httptools.HttpResponseParser(self)
+        self.status = 0
         self.headers: Headers = []
         self.body = bytearray()
         self.ready = False
@@ -37,10 +39,13 @@ class _Answer:
                 self.length_known = True
 
     def on_headers_complete(self) -> None:
-        self.ready = True
+        if not self.ready:
+            self.ready = True
+            self.status = self.parser.get_status_code()
 
     def on_body(self, data: bytes) -> None:
-        self.body += data
+        if not self.complete:  # what follows a complete answer is nobody's
+            self.body += data
 
     def on_message_complete(self) -> None:
         self.complete = True
@@ -85,7 +90,6 @@ async def _get(endpoint: Endpoint, path: str, limit: int) -> FetchResult:
         target = (address.base + path).encode("latin-1", "replace")
         writer.write(b"GET %b HTTP/1.1\r\n%baccept: application/json\r\nconnection: close\r\n\r\n" % (target, endpoint.head))
         answer = _Answer()
-        parser = httptools.HttpResponseParser(answer)
         received = 0
         while not answer.complete:
             data = await reader.read(_HEAD_LIMIT)
@@ -97,11 +101,11 @@ async def _get(endpoint: Endpoint, path: str, limit: int) -> FetchResult:
             if received > limit + _HEAD_LIMIT or len(answer.body) > limit:
                 raise Unreachable(f"the answer is larger than {limit} bytes")
             try:
-                parser.feed_data(data)
+                answer.parser.feed_data(data)
             except httptools.HttpParserError:
                 if not answer.complete:  # what follows a complete answer is nobody's
                     raise
-        return FetchResult(parser.get_status_code(), answer.headers, bytes(answer.body))
+        return FetchResult(answer.status, answer.headers, bytes(answer.body))
     finally:
         # abort: a close would wait for the farewell of a TLS peer that may never come
         writer.transport.abort()
