@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Blame, ErrorKind, Failure
-from hx_gateway.core.interfaces import Call, Headers, Observer, Response, StreamReader
+from hx_gateway.core.interfaces import Call, Headers, Observer, Provider, Response, StreamReader
 from hx_gateway.dataplane.answer import EVENTS, JSON, failure_lines, request_id
 from hx_gateway.dataplane.fanout import Fanout
 from hx_gateway.fleet.deployment import Deployment
@@ -20,6 +20,7 @@ from hx_gateway.openai.sse import error_event
 from hx_gateway.routing.router import Router
 
 if TYPE_CHECKING:
+    from hx_gateway.fleet.endpoint import Endpoint
     from hx_gateway.fleet.registry import Target
 
 _ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
@@ -32,15 +33,24 @@ class Proxy:
 
     Args:
         router: Chooses deployments.
+        guess: The provider to take for an endpoint whose dialect is not known yet.
         observers: Told of every attempt and every end.
         max_attempts: Most attempts for one request, the first included.
         total_s: Total deadline of a request in seconds; 0 for none.
     """
 
-    __slots__ = ("in_flight", "max_attempts", "observers", "router", "total_s")
+    __slots__ = ("guess", "in_flight", "max_attempts", "observers", "router", "total_s")
 
-    def __init__(self, router: Router, observers: Sequence[Observer] = (), max_attempts: int = 3, total_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        router: Router,
+        guess: Callable[[Endpoint], Provider],
+        observers: Sequence[Observer] = (),
+        max_attempts: int = 3,
+        total_s: float = 0.0,
+    ) -> None:
         self.router = router
+        self.guess = guess
         self.observers = tuple(observers)
         self.max_attempts = max_attempts
         self.total_s = total_s
@@ -81,7 +91,7 @@ class Run:
     end of an attempt goes through.
     """
 
-    __slots__ = ("begun", "call", "deployment", "done", "exchange", "id_line", "proxy", "reader", "total_at_s", "tried")
+    __slots__ = ("begun", "call", "deployment", "done", "exchange", "id_line", "provider", "proxy", "reader", "total_at_s", "tried")
 
     def __init__(self, proxy: Proxy, exchange: Exchange) -> None:
         self.proxy = proxy
@@ -121,13 +131,14 @@ class Run:
         self.deployment = exchange.deployment = deployment
         exchange.attempts += 1
         exchange.call_s = now_s
+        self.provider: Provider = endpoint.provider or self.proxy.guess(endpoint)
         try:
-            outgoing = endpoint.provider.prepare(exchange, deployment)
+            outgoing = self.provider.prepare(exchange, deployment)
         except Failure as failure:
             self._failed(failure)
             return
         except Exception:  # blame: the gateway's own; a lease must not leak with it
-            _log.exception("provider %s failed to prepare request %s", endpoint.provider, exchange.id)
+            _log.exception("provider %s failed to prepare request %s", self.provider.name, exchange.id)
             self._failed(Failure(errors.INTERNAL, f"an internal error occurred; it is logged under request id {exchange.id}"))
             return
         if isinstance(outgoing, list):
@@ -165,7 +176,7 @@ class Run:
         exchange = self.exchange
         if not exchange.first_byte_s:
             exchange.first_byte_s = monotonic()
-        provider = deployment.endpoint.provider
+        provider = self.provider
         try:
             if not 200 <= status < 300:
                 failure = provider.failure(exchange, deployment, status, headers, body)
@@ -191,7 +202,7 @@ class Run:
         exchange = self.exchange
         exchange.first_byte_s = monotonic()
         try:
-            body = deployment.endpoint.provider.join(exchange, deployment, bodies)
+            body = self.provider.join(exchange, deployment, bodies)
         except Failure as failure:
             self._failed(failure)
             return
@@ -208,7 +219,7 @@ class Run:
                 return False
         deployment = self.deployment
         assert deployment is not None
-        self.reader = deployment.endpoint.provider.reader(self.exchange, deployment)
+        self.reader = self.provider.reader(self.exchange, deployment)
         return True
 
     def received(self, data: bytes) -> None:

@@ -31,7 +31,6 @@ HOT = {prefix + route.path.encode(): route for route in HOT_ROUTES for prefix in
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 _LINGER_S = 2.0
-_HOLD_S = 0.001  # pieces that follow one another faster than this are written together
 _length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
 _BIG = 1 << 16  # bytes; a larger body is written beside its head instead of joined to it
 _KNOWN_HEADERS = 4096  # spellings of header names remembered
@@ -75,7 +74,6 @@ class Hall:
         self.idle_s = idle_s
         self.stall_s = stall_s
         self.names: dict[bytes, tuple[int, bytes]] = {}
-        self.held: list[Door] = []
         self.date = b""
         self.tick()
 
@@ -91,18 +89,6 @@ class Hall:
         if len(self.names) < _KNOWN_HEADERS:
             self.names[name] = entry
         return entry
-
-    def hold(self, door: Door) -> None:
-        """A door holds pieces of a burst: have it write them a moment later, together."""
-        held = self.held
-        held.append(door)
-        if len(held) == 1:
-            asyncio.get_running_loop().call_later(_HOLD_S, self._flush)
-
-    def _flush(self) -> None:
-        held, self.held = self.held, []
-        for door in held:
-            door.flush()
 
     def sweep(self, doors: Any, now_s: float) -> None:
         """End every phase of every door whose deadline has passed."""
@@ -140,8 +126,7 @@ class Door(asyncio.Protocol):
     """
 
     __slots__ = (
-        "app_state", "chunked", "closing", "cold", "config", "deadline_s", "exchange", "expect", "hall", "head_bytes", "held", "hold_until_s",
-        "in_head", "keep_alive", "lingering", "memo", "memo_head", "parser", "paused", "raw", "reading_paused", "receiving", "state",
+        "app_state", "chunked", "closing", "cold", "config", "deadline_s", "exchange", "expect", "hall", "head_bytes", "in_head", "keep_alive", "lingering", "memo", "memo_head", "parser", "paused", "raw", "reading_paused", "receiving", "state",
         "transport", "waiting",
     )  # fmt: skip
 
@@ -161,8 +146,6 @@ class Door(asyncio.Protocol):
         self.cold: Cold | None = None  # or the other one
         self.memo: Request | None = None  # the last hot request, its body aside
         self.memo_head = b""  # its head, without the digits of the content length
-        self.held: list[bytes] = []  # pieces of a burst, written together
-        self.hold_until_s = 0.0
         self.deadline_s = inf
         self.head_bytes = 0
         self.raw = 0
@@ -193,7 +176,6 @@ class Door(asyncio.Protocol):
         self.waiting.clear()
         exchange, cold = self.exchange, self.cold
         self.exchange = self.cold = None
-        self.held = []
         if exchange is not None and exchange.owner is not None:
             exchange.owner.client_gone()
         if cold is not None:
@@ -510,32 +492,12 @@ class Door(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if self.exchange is None:
             return
-        now_s = monotonic()
-        if now_s < self.hold_until_s:
-            held = self.held
-            if not held:
-                self.hall.hold(self)
-            held.append(data)
-            return
-        self.hold_until_s = now_s + _HOLD_S
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
-
-    def flush(self) -> None:
-        """Write the pieces held since the last write."""
-        held = self.held
-        if held and self.exchange is not None:
-            self.held = []
-            self.write(b"".join(held))
 
     def end(self, data: bytes = b"") -> None:
         if self.exchange is None:
             return
         self.exchange = None
-        self.hold_until_s = 0.0
-        held = self.held
-        if held:
-            self.held = []
-            data = b"".join(held) + data
         if self.chunked:
             self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
         elif data:
@@ -544,7 +506,6 @@ class Door(asyncio.Protocol):
 
     def abort(self) -> None:
         self.exchange = None
-        self.held = []
         self.closing = True
         self.transport.abort()
 

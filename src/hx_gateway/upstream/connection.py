@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IDLE, WAITING, READING, CLOSED = "idle", "waiting", "reading", "closed"
 _length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
+REST_S = 0.002  # seconds; pieces of a stream that come faster than this are taken together
 MAX_HEAD = 1 << 18  # bytes of an answer's head, read in one go with at most one network read more
 
 
@@ -31,7 +32,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "between_s", "body_size", "complete", "deadline_s", "delimited", "dirty", "handler", "headers", "ignoring",
-        "memo_head", "memo_headers", "memo_status", "outgoing", "parser", "paused", "phase", "pieces", "pool", "reused", "status", "stream", "streaming", "total_at_s", "transport",
+        "memo_head", "memo_headers", "memo_status", "outgoing", "parser", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -56,6 +57,8 @@ class Connection(asyncio.Protocol):
         self.dirty = False
         self.ignoring = False  # an interim 1xx answer
         self.paused = False
+        self.rests = False
+        self.read_s = 0.0
         self.memo_head = b""  # the head of the last whole answer, without the digits of its length
         self.memo_headers: Headers = []
         self.memo_status = 0
@@ -108,13 +111,15 @@ class Connection(asyncio.Protocol):
     def pause(self) -> None:
         if not self.paused and self.phase is not CLOSED:
             self.paused = True
-            self.transport.pause_reading()
+            if not self.rests:
+                self.transport.pause_reading()
             self.deadline_s = self.total_at_s  # it is the client who is slow, not the server
 
     def resume(self) -> None:
         if self.paused and self.phase is not CLOSED:
             self.paused = False
-            self.transport.resume_reading()
+            if not self.rests:
+                self.transport.resume_reading()
             self.deadline_s = min(monotonic() + self.between_s, self.total_at_s)
 
     def expire(self) -> None:
@@ -215,8 +220,23 @@ class Connection(asyncio.Protocol):
                 self.memo_status = self.status
             self._finish()
         elif not self.paused:
-            deadline_s = monotonic() + self.between_s
+            now_s = monotonic()
+            deadline_s = now_s + self.between_s
             self.deadline_s = deadline_s if deadline_s < self.total_at_s else self.total_at_s
+            if self.streaming:
+                if now_s - self.read_s < REST_S:
+                    # A burst: let it gather in the kernel for a moment, so that many pieces cost one read and one write.
+                    self.rests = True
+                    self.transport.pause_reading()
+                    self.pool.rest(self)
+                self.read_s = now_s
+
+    def wake(self) -> None:
+        """The rest is over: read on, unless the client has been told to wait meanwhile."""
+        if self.rests:
+            self.rests = False
+            if not self.paused and self.phase is not CLOSED:
+                self.transport.resume_reading()
 
     def eof_received(self) -> None:
         return None

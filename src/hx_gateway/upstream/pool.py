@@ -10,7 +10,7 @@ from time import monotonic
 from hx_gateway.core import errors
 from hx_gateway.core.interfaces import CallHandler, Outgoing
 from hx_gateway.fleet.endpoint import Endpoint
-from hx_gateway.upstream.connection import CLOSED, IDLE, Connection
+from hx_gateway.upstream.connection import CLOSED, IDLE, REST_S, Connection
 
 _LOAD_MESSAGE = "no connection to the model server within the connect timeout"
 
@@ -47,7 +47,7 @@ class Pool:
         max_body: Largest answer, in bytes, that is collected whole.
     """
 
-    __slots__ = ("connections", "endpoint", "idle", "idle_s", "max_body", "max_idle", "tasks")
+    __slots__ = ("connections", "endpoint", "idle", "idle_s", "max_body", "max_idle", "resting", "tasks")
 
     def __init__(self, endpoint: Endpoint, idle_s: float = 60.0, max_idle: int = 2048, max_body: int = 1 << 26) -> None:
         self.endpoint = endpoint
@@ -57,6 +57,7 @@ class Pool:
         self.idle: list[Connection] = []
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.resting: list[Connection] = []
 
     def send(self, outgoing: Outgoing, handler: CallHandler, total_at_s: float = inf, first_byte_s: float = 0.0) -> None:
         """Send a request on a free connection, or on a new one.
@@ -131,6 +132,18 @@ class Pool:
         else:
             connection.phase = CLOSED
             connection.transport.abort()
+
+    def rest(self, connection: Connection) -> None:
+        """Leave a connection unread for a moment."""
+        resting = self.resting
+        resting.append(connection)
+        if len(resting) == 1:
+            asyncio.get_running_loop().call_later(REST_S, self._wake)
+
+    def _wake(self) -> None:
+        resting, self.resting = self.resting, []
+        for connection in resting:
+            connection.wake()
 
     def lost(self, connection: Connection) -> None:
         """Forget a closed connection; in the idle list it is skipped at checkout."""

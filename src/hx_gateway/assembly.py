@@ -1,0 +1,228 @@
+"""Turns a configuration into the fleet: endpoints, deployments and the names in front of them, keeping live state over rebuilds."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hx_gateway.config.schema import EndpointSettings, GatewayConfig, ModelSettings, UpstreamSettings, is_url
+from hx_gateway.fleet.breaker import Breaker
+from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.endpoint import Address, Deadlines, DeploymentOptions, Endpoint, Prices
+from hx_gateway.fleet.registry import Registry, Target
+from hx_gateway.upstream.pool import Pool
+
+_ENDPOINT_FAILURES = 2  # failed connections in a row after which a server is left alone, unless fewer are configured
+
+
+class Assembly:
+    """Builds registries for one configuration.
+
+    An endpoint or deployment that is in the next registry too is the same object, so that what is in flight, its
+    breaker and its connections survive.
+
+    Args:
+        config: The configuration.
+        provider_named: Makes the provider of a name.
+    """
+
+    def __init__(self, config: GatewayConfig, provider_named: Callable[[str], Any]) -> None:
+        self.config = config
+        self._provider_named = provider_named
+        self._by_address: dict[tuple[str, str], Endpoint] = {}
+        self._named: dict[str, Endpoint] = {}
+        self._deployments: dict[tuple[str, str, str], Deployment] = {}
+        self._discovered: set[Endpoint] = set()  # those whose models are served without being listed
+        self._local: dict[str, list[Endpoint]] = {}
+        self._forward: Endpoint | None = None
+        for name, settings in config.endpoints.items():
+            self._named[name] = endpoint = self._endpoint(name, settings.url, settings.provider, settings)
+            if settings.discover:
+                self._discovered.add(endpoint)
+        upstream = config.gateway.default_upstream
+        if isinstance(upstream, str):
+            self._forward = self._place(upstream, UpstreamSettings(url=upstream) if is_url(upstream) else None)
+        elif upstream is not None:
+            self._forward = self._place(upstream.url, upstream)
+
+    # Endpoints
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Every endpoint, by name."""
+        return dict(self._named)
+
+    def found(self, name: str, address: Address, provider: str) -> Endpoint:
+        """An endpoint found on this machine; all its models are served."""
+        endpoint = self._by_address.get((str(address), ""))
+        if endpoint is None:
+            endpoint = self._endpoint(self._free_name(name), str(address), provider, None)
+            self._named[endpoint.name] = endpoint
+        self._discovered.add(endpoint)
+        return endpoint
+
+    def local(self, model: str, url: str, api_key: str) -> Endpoint:
+        """An endpoint that the gateway runs itself, for the model ``model``."""
+        number = len(self._local.setdefault(model, [])) + 1
+        name = self._free_name(f"local-{model}" if number == 1 else f"local-{model}-{number}")
+        endpoint = self._endpoint(name, url, "openai", None, api_key)
+        self._named[name] = endpoint
+        self._local[model].append(endpoint)
+        return endpoint
+
+    def _free_name(self, wanted: str) -> str:
+        name, number = wanted, 2
+        while name in self._named:
+            name, number = f"{wanted}-{number}", number + 1
+        return name
+
+    def _endpoint(
+        self, name: str, url: str, provider: str | None, settings: EndpointSettings | None, api_key: str = ""
+    ) -> Endpoint:
+        config = self.config
+        performance = config.performance
+        address = Address.parse(url)
+
+        def limit(setting: str) -> float:
+            own = getattr(settings, setting, None) if settings is not None else None
+            return float(getattr(performance, setting) if own is None else own)
+
+        waiting_s = limit("request_timeout_seconds")
+        if settings is not None and settings.api_key is not None:
+            api_key = settings.api_key.reveal()
+        endpoint = Endpoint(
+            name,
+            address,
+            self._provider_named(provider) if provider else None,
+            api_key=api_key,
+            deadlines=Deadlines(
+                limit("connect_timeout_seconds"), waiting_s, waiting_s, limit("load_timeout_seconds"), limit("total_timeout_seconds")
+            ),
+            headers={key: value.reveal() for key, value in settings.headers.items()} if settings is not None else None,
+            max_concurrent=settings.max_concurrent if settings is not None else 0,
+            tls=_tls(address, settings),
+            breaker=self._breaker(_ENDPOINT_FAILURES),
+        )
+        if settings is not None:
+            endpoint.facts.legacy_embeddings = settings.legacy_embeddings
+        endpoint.pool = Pool(endpoint, max_body=config.http.max_response_bytes)
+        self._by_address[str(address), api_key] = endpoint
+        return endpoint
+
+    def _breaker(self, most: int = 0) -> Breaker:
+        balancer = self.config.load_balancer
+        threshold = balancer.circuit_breaker_threshold
+        return Breaker(min(most, threshold) if most else threshold, balancer.circuit_breaker_timeout)
+
+    def _place(self, place: str, settings: ModelSettings | UpstreamSettings | None) -> Endpoint:
+        """The endpoint that ``place``, an address or a name, stands for."""
+        if not is_url(place):
+            return self._named[place]
+        address = Address.parse(place)
+        secret = settings.api_key if settings is not None else None
+        api_key = secret.reveal() if secret is not None else ""
+        endpoint = self._by_address.get((str(address), api_key))
+        if endpoint is None:
+            provider = settings.provider if settings is not None else None
+            endpoint = self._endpoint(self._free_name(address.authority + address.base), place, provider, None, api_key)
+            self._named[endpoint.name] = endpoint
+        return endpoint
+
+    # Names
+
+    def registry(self) -> Registry:
+        """The fleet as it is known now."""
+        config = self.config
+        algorithm = config.load_balancer.algorithm
+        models: dict[str, list[Deployment]] = {}
+        for name, settings in config.models.items():
+            models[name] = [self._deployment(name, endpoint, known, settings) for endpoint, known in self._places(name, settings)]
+        for endpoint in self._discovered:
+            for known in endpoint.facts.models:
+                if known not in config.models and known not in config.groups and known not in config.aliases:
+                    models.setdefault(known, []).append(self._deployment(known, endpoint, known, None))
+        targets: dict[str, Target] = {}
+        for name, deployments in models.items():
+            targets[name] = _target(name, "model", deployments, policy=algorithm)
+        for name, group in config.groups.items():
+            members = [deployment for model in group.models for deployment in models.get(model, ())]
+            targets[name] = _target(name, "group", members, group.tier, group.policy or algorithm)
+        for alias, name in self._aliases():
+            meant = targets.get(name)
+            if meant is not None and alias not in targets:
+                targets[alias] = _target(alias, "alias", meant.deployments, meant.tier, meant.policy)
+        return Registry(targets, self._named, config.gateway.default_model, self._forward)
+
+    def _aliases(self) -> Iterable[tuple[str, str]]:
+        config = self.config
+        for name, model in config.models.items():
+            for alias in model.aliases:
+                yield alias, name
+        for name, group in config.groups.items():
+            for alias in group.aliases:
+                yield alias, name
+        for alias, name in config.aliases.items():
+            seen = {alias}
+            while name in config.aliases and name not in seen:
+                seen.add(name)
+                name = config.aliases[name]
+            yield alias, name
+
+    def _places(self, name: str, settings: ModelSettings) -> Iterable[tuple[Endpoint, str]]:
+        """Where a model is served, and the name it has there."""
+        known = settings.upstream_model or name
+        if settings.path:
+            return [(endpoint, known) for endpoint in self._local.get(name, ())]
+        places = ([settings.endpoint] if settings.endpoint else []) + list(settings.endpoints)
+        if places:
+            return [(self._place(place, settings), known) for place in places]
+        return [
+            (endpoint, same)
+            for endpoint in self._discovered
+            for same in endpoint.facts.models
+            if same == known or same.removesuffix(":latest") == known.removesuffix(":latest")
+        ]
+
+    def _deployment(self, model: str, endpoint: Endpoint, known: str, settings: ModelSettings | None) -> Deployment:
+        key = (model, endpoint.name, known)
+        deployment = self._deployments.get(key)
+        if deployment is None:
+            given = settings or ModelSettings()
+            if endpoint.provider is None and given.provider:
+                endpoint.provider = self._provider_named(given.provider)
+            deployment = self._deployments[key] = Deployment(
+                model,
+                known,
+                endpoint,
+                weight=given.weight,
+                max_concurrent=given.max_concurrent,
+                mode=given.mode,
+                prices=Prices(given.cost_per_request, given.cost_per_prompt_token, given.cost_per_completion_token),
+                options=DeploymentOptions(
+                    num_ctx=given.num_ctx,
+                    keep_alive=int(given.keep_alive) if isinstance(given.keep_alive, float) else given.keep_alive,
+                    dimensions=given.dimensions,
+                    truncate_dimensions=given.truncate_dimensions,
+                    embedding_field=given.embedding_field,
+                ),
+                breaker=self._breaker(),
+            )
+        return deployment
+
+
+def _target(name: str, kind: str, deployments: Iterable[Deployment], tier: str = "", policy: str = "") -> Target:
+    members = tuple(deployments)
+    modes = {deployment.mode for deployment in members}
+    head = b"x-hx-model-group: %b\r\n" % name.encode("ascii", "replace") if kind == "group" else b""
+    return Target(name, kind, members, tier, policy, modes.pop() if len(modes) == 1 else "", head)
+
+
+def _tls(address: Address, settings: EndpointSettings | None) -> ssl.SSLContext | None:
+    if address.scheme != "https":
+        return None
+    context = ssl.create_default_context(cafile=settings.tls_ca_file if settings is not None else None)
+    if settings is not None and not settings.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

@@ -1,0 +1,246 @@
+"""The composition root: builds everything from a configuration, starts it, keeps it in time, stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hx_gateway.access.keys import KeyRing
+from hx_gateway.assembly import Assembly
+from hx_gateway.config.schema import GatewayConfig
+from hx_gateway.core import errors
+from hx_gateway.core.clock import SystemClock
+from hx_gateway.core.context import FORWARD, Exchange
+from hx_gateway.core.errors import Failure
+from hx_gateway.core.identifiers import RequestIds
+from hx_gateway.core.plugins import UnknownPlugin, find
+from hx_gateway.dataplane.forward import Forward
+from hx_gateway.dataplane.pipeline import STAGES, Pipeline
+from hx_gateway.dataplane.proxy import Proxy
+from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.health.discovery import discover
+from hx_gateway.health.monitor import Monitor
+from hx_gateway.providers import BUILT_IN as PROVIDERS
+from hx_gateway.routing.pickers import BUILT_IN as PICKERS
+from hx_gateway.routing.router import Router
+from hx_gateway.telemetry.metrics import Metrics
+from hx_gateway.upstream.fetch import fetch
+
+if TYPE_CHECKING:
+    from hx_gateway.core.interfaces import Provider
+    from hx_gateway.local.supervisor import LocalModel
+
+SWEEP_S = 0.25  # resolution of every deadline
+_FIRST_LOOK_S = 1.0  # at most this long is start-up held up by endpoints that do not answer
+_SEARCH_AGAIN_S = 10.0
+_OLLAMA_PORT = 11434
+_log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """A gateway in one process.
+
+    Args:
+        config: The configuration.
+        workers: How many processes share its limits.
+        local: Model servers started elsewhere for models given as files: model name to pairs of URL and key. None
+            starts them here.
+    """
+
+    def __init__(
+        self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None
+    ) -> None:
+        self.config = config
+        self.workers = workers
+        self.clock = SystemClock()
+        self.ids = RequestIds(self.clock.wall)
+        self.keys = KeyRing.from_config(config)
+        self.metrics = Metrics(self.clock)
+        self.started_wall_s = self.clock.wall()
+        self.ready = False
+        self.draining = False
+        self.local_models: list[LocalModel] = []
+        self._local_elsewhere = local
+        self._providers: dict[str, Provider] = {}
+        self.assembly = Assembly(config, self.provider_named)
+        self.registry = self.assembly.registry()
+        self.router = Router(lambda name: find("picker", name, PICKERS)())
+        balancer, performance = config.load_balancer, config.performance
+        self.proxy = Proxy(
+            self.router, self._guess, (self.metrics,), balancer.max_attempts, performance.total_timeout_seconds
+        )
+        stages = [(name, find("stage", name, STAGES)(self)) for name in config.pipeline.stages]
+        self.pipeline = Pipeline(
+            [stage for _, stage in stages if stage is not None], self.proxy.start, self.proxy.answer, self.proxy.refuse
+        )
+        unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve")]
+        self.passage = Pipeline(unread, self._forward, self.proxy.answer, self.proxy.refuse)
+        self.monitor = Monitor(
+            lambda: self.registry,
+            balancer.health_check_interval,
+            self.clock,
+            fetch=fetch,
+            provider_named=self.provider_named,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._known: dict[str, tuple[str, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f"<Gateway {self.config.service.name} names={len(self.registry.targets)} endpoints={len(self.registry.endpoints)}>"
+
+    # The data plane
+
+    def dispatch(self, exchange: Exchange) -> None:
+        """Take an exchange through the pipeline; the answer goes to its client side."""
+        if exchange.route is FORWARD:
+            self.passage.run(exchange)
+        else:
+            self.pipeline.run(exchange)
+
+    def _forward(self, exchange: Exchange) -> None:
+        endpoint = self.registry.forward_to
+        if endpoint is None:
+            raise Failure(errors.NOT_FOUND, f"no route {exchange.target.decode('latin-1')}, and no default upstream is configured")
+        Forward(self.proxy, exchange, endpoint).start()
+
+    def share(self, limit: int) -> int:
+        """This worker's part of a limit that all workers keep together; at least 1, or 0 for no limit."""
+        return max(1, limit // self.workers) if limit else 0
+
+    def provider_named(self, name: str) -> Provider:
+        """The provider of that name, one instance each.
+
+        Raises:
+            UnknownPlugin: There is none.
+        """
+        provider = self._providers.get(name)
+        if provider is None:
+            provider = self._providers[name] = find("provider", name, PROVIDERS)()
+        return provider
+
+    def _guess(self, endpoint: Endpoint) -> Provider:
+        return self.provider_named("ollama" if endpoint.address.port == _OLLAMA_PORT else "openai")
+
+    # Life
+
+    async def start(self) -> None:
+        """Start model servers of our own, look at the fleet, and begin to watch it.
+
+        Raises:
+            LocalModelError: A model file cannot be served.
+        """
+        await self._start_local()
+        if not self.config.models and not self.config.endpoints:
+            await self._search()
+        self.registry = self.assembly.registry()
+        look = asyncio.create_task(self.monitor.check_all(), name="first look")
+        await asyncio.wait({look}, timeout=_FIRST_LOOK_S)
+        self._renew()
+        self.monitor.start()
+        self._tasks = [look, asyncio.create_task(self._keep_time(), name="sweep"), asyncio.create_task(self._keep_up(), name="registry")]
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Stop everything that `start` started."""
+        self.ready = False
+        await self.monitor.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for endpoint in self.assembly.endpoints.values():
+            endpoint.pool.close()
+        await asyncio.gather(*(model.stop() for model in self.local_models))
+
+    async def _start_local(self) -> None:
+        if self._local_elsewhere is not None:
+            for name, places in self._local_elsewhere.items():
+                for url, key in places:
+                    self.assembly.local(name, url, key)
+            return
+        models = local_models(self.config)
+        self.local_models = [model for _, model in models]
+        try:
+            await asyncio.gather(*(model.start() for model in self.local_models))
+        except BaseException:
+            await asyncio.gather(*(model.stop() for model in self.local_models))
+            raise
+        for name, model in models:
+            self.assembly.local(name, model.url, model.api_key)
+
+    async def _search(self) -> None:
+        """Serve what listens on this machine, where nothing is configured."""
+        for found in await discover(fetch, self.config.service.port):
+            endpoint = self.assembly.found(found.name, found.address, found.provider)
+            endpoint.facts.models = found.models
+            endpoint.facts.version = found.version
+
+    def _renew(self) -> None:
+        """Swap the registry when endpoints offer other models than before."""
+        known = {name: endpoint.facts.models for name, endpoint in self.assembly.endpoints.items()}
+        if known != self._known:
+            self._known = known
+            self.registry = self.assembly.registry()
+
+    async def _keep_up(self) -> None:
+        """Follow what probes find out about the fleet."""
+        searched_s = self.clock.monotonic()
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                now_s = self.clock.monotonic()
+                if not self.config.models and not self.config.endpoints and now_s - searched_s >= _SEARCH_AGAIN_S:
+                    searched_s = now_s
+                    await self._search()
+                self._renew()
+            except Exception:  # blame: the gateway's own; the fleet must go on being watched
+                _log.exception("the registry could not be renewed")
+
+    async def _keep_time(self) -> None:
+        """End every phase of every upstream connection whose deadline has passed."""
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = self.clock.monotonic()
+            for endpoint in self.assembly.endpoints.values():
+                try:
+                    endpoint.pool.sweep(now_s)
+                except Exception:  # blame: the gateway's own; deadlines must go on being kept
+                    _log.exception("sweeping the connections to %s failed", endpoint.name)
+
+
+def local_models(config: GatewayConfig) -> list[tuple[str, LocalModel]]:
+    """The servers to run for models given as files, each with its model's name; none is started yet."""
+    from hx_gateway.local.supervisor import LocalModel  # only where a model file is configured
+
+    return [
+        (
+            name,
+            LocalModel(
+                name,
+                settings.path,
+                mode=settings.mode,
+                slots=settings.slots or 1,
+                context=settings.context or 0,
+                threads=settings.threads or 0,
+                api_key=secrets.token_urlsafe(24),
+                start_timeout_s=config.performance.load_timeout_seconds,
+            ),
+        )
+        for name, settings in config.models.items()
+        if settings.path
+        for _ in range(settings.replicas)
+    ]
+
+
+def build(config: GatewayConfig, workers: int = 1, **options: Any) -> Gateway:
+    """A gateway for a configuration; nothing is started yet.
+
+    Raises:
+        UnknownPlugin: The configuration names a stage, policy or provider that does not exist.
+    """
+    return Gateway(config, workers, **options)
+
+
+__all__ = ["Gateway", "UnknownPlugin", "build", "local_models"]

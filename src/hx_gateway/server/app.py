@@ -1,0 +1,125 @@
+"""A gateway as a uvicorn server: the door in front, the control app behind it, start and drain in order."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import logging
+import socket
+from collections.abc import Callable
+from time import monotonic
+
+import uvicorn
+
+from hx_gateway.config.schema import GatewayConfig
+from hx_gateway.core.cors import CorsPolicy
+from hx_gateway.gateway import SWEEP_S, Gateway
+from hx_gateway.server.door import Door, Hall
+
+_BACKLOG = 4096
+_ABANDON_S = 1.0  # seconds that broken-off connections get to close after the drain timeout
+_log = logging.getLogger(__name__)
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn, with the gateway's life in step: started before the port is open, stopped after the last answer.
+
+    Args:
+        gateway: Built, not started.
+        started: Called when the port is open.
+    """
+
+    def __init__(self, gateway: Gateway, started: Callable[[], None] | None = None) -> None:
+        from hx_gateway.control.app import create_app
+
+        self.gateway = gateway
+        config = gateway.config
+        self.hall = hall_of(gateway)
+        tls = config.service.tls
+        super().__init__(
+            uvicorn.Config(
+                create_app(gateway),
+                host=config.service.host,
+                port=config.service.port,
+                http=functools.partial(Door, hall=self.hall),  # type: ignore[arg-type]
+                ws="none",
+                loop="uvloop",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=_BACKLOG,
+                timeout_graceful_shutdown=max(1, round(config.http.drain_timeout_seconds)),
+                ssl_certfile=tls.cert_file if tls else None,
+                ssl_keyfile=tls.key_file if tls else None,
+                ssl_keyfile_password=tls.key_password.reveal() if tls and tls.key_password else None,
+            )
+        )
+        self._started = started
+        self._ticker: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the gateway, then open the port."""
+        await self.gateway.start()
+        await super().startup(sockets)
+        self._ticker = asyncio.create_task(self._tick(), name="doors")
+        # What exists now stays: it need not be looked at by every collection, and collections need not be frequent.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        if self._started is not None:
+            self._started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse what is new, let running answers finish within the drain timeout, then stop the gateway."""
+        self.gateway.draining = True
+        try:
+            await super().shutdown(sockets)
+            doors = [door for door in self.server_state.connections if isinstance(door, Door)]
+            if doors:
+                _log.warning("%d answers were still running at the drain timeout and are broken off", len(doors))
+                for door in doors:
+                    door.transport.abort()
+                await asyncio.sleep(0)
+        finally:
+            if self._ticker is not None:
+                self._ticker.cancel()
+            await self.gateway.stop()
+
+    async def _tick(self) -> None:
+        """Keep the doors' deadlines and the Date header."""
+        beats = 0
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            beats += 1
+            try:
+                self.hall.sweep(self.server_state.connections, monotonic())
+                if beats % 2 == 0:
+                    self.hall.tick()
+            except Exception:  # blame: the gateway's own; deadlines must go on being kept
+                _log.exception("sweeping the client connections failed")
+
+
+def hall_of(gateway: Gateway) -> Hall:
+    """What the doors of a gateway share."""
+    config: GatewayConfig = gateway.config
+    http = config.http
+    return Hall(
+        gateway.dispatch,
+        gateway.ids,
+        cors_of(config),
+        max_head=http.max_head_bytes,
+        max_body=http.max_body_bytes,
+        head_s=http.head_timeout_seconds,
+        body_s=http.body_timeout_seconds,
+        idle_s=http.keep_alive_seconds,
+    )
+
+
+def cors_of(config: GatewayConfig) -> CorsPolicy | None:
+    """The CORS policy for hot routes; None when it is off."""
+    from hx_gateway.control.cors import cors_policy
+
+    return cors_policy(config.cors)

@@ -1,0 +1,293 @@
+"""Serving: one process, or several that share the port, each with the same answer to signals and to a worker's death."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+
+from hx_gateway.config.load import Loaded
+from hx_gateway.config.schema import GatewayConfig
+from hx_gateway.core.plugins import UnknownPlugin
+from hx_gateway.telemetry.logs import configure_logs
+
+EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 78
+_POLL_S = 0.1
+_STEADY_S = 10.0  # a worker that lived this long is replaced without delay
+_GRACE_S = 5.0  # beyond the drain timeout, before a worker is killed
+_log = logging.getLogger(__name__)
+
+Places = Mapping[str, list[tuple[str, str]]]
+
+
+class CannotServe(Exception):
+    """The gateway cannot be started; the message says why and what to do."""
+
+
+def listen(host: str, port: int, shared: bool) -> socket.socket:
+    """A bound socket.
+
+    Args:
+        host: Address or name to listen on.
+        port: TCP port; 0 takes a free one.
+        shared: Whether several sockets share the port (SO_REUSEPORT).
+
+    Raises:
+        CannotServe: The address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        return listener
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CannotServe(
+                f"port {port} on {host} is taken by another program; stop it, or choose another with service.port or --port"
+            ) from None
+        if error.errno == errno.EACCES:
+            raise CannotServe(f"port {port} may not be opened by this user; ports below 1024 need rights, choose a higher one") from None
+        raise CannotServe(f"cannot listen on {host} port {port} (service.host, service.port): {error.strerror or error}") from None
+
+
+def serve(loaded: Loaded) -> int:
+    """Run the gateway until it is told to stop (SIGTERM, SIGINT); returns the exit status."""
+    config = loaded.config
+    configure_logs(config.monitoring.log_level, config.monitoring.log_format)
+    for warning in loaded.warnings:
+        _log.warning("%s", warning)
+    if loaded.blockers:
+        for problem in loaded.blockers:
+            _say(str(problem))
+        return EXIT_CONFIG
+    try:
+        if config.service.workers > 1:
+            return _Workers(config).run()
+        return _work(config, listen(config.service.host, config.service.port, False), 1, None)
+    except CannotServe as error:
+        _say(f"hx-gateway: {error}")
+        return EXIT_FAILED
+
+
+def _work(config: GatewayConfig, listener: socket.socket, workers: int, local: Places | None) -> int:
+    """Serve on ``listener`` in this process."""
+    from hx_gateway.gateway import build
+    from hx_gateway.local.supervisor import LocalModelError
+    from hx_gateway.server.app import GatewayServer
+
+    # uvicorn drains on these signals and then raises them again for whoever was there before: we end in order instead.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ignore)
+    try:
+        gateway = build(config, workers, local=local)
+        host, port = listener.getsockname()[:2]
+
+        def started() -> None:
+            scheme = "https" if config.service.tls else "http"
+            shown = f"[{host}]" if ":" in host else host
+            _log.info("listening on %s://%s:%d, serving %s", scheme, shown, port, ", ".join(sorted(gateway.registry.targets)) or "no model yet")
+            if not gateway.registry.targets:
+                _log.warning(
+                    "no model server was found on this machine's usual ports; start one (Ollama, vLLM, llama.cpp, LM Studio), "
+                    "or name yours in a configuration file (see: hx-gateway check --help)"
+                )
+
+        server = GatewayServer(gateway, started)
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+    except UnknownPlugin as error:
+        _say(f"hx-gateway: {error}")
+        return EXIT_CONFIG
+    except LocalModelError as error:
+        _say(f"hx-gateway: {error}")
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """A signal that has been obeyed already."""
+
+
+class _Workers:
+    """The parent of several workers: forks them, replaces what dies, passes signals on.
+
+    Each worker has its own socket on the shared port. The parent keeps all of them open, so that connections made
+    while a worker is being replaced wait for its successor instead of being refused.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config
+        self.count = config.service.workers
+        first = listen(config.service.host, config.service.port, True)
+        port = first.getsockname()[1]
+        self.listeners = [first] + [listen(config.service.host, port, True) for _ in range(self.count - 1)]
+        self.pids: dict[int, int] = {}  # process id to worker number
+        self.born_s: dict[int, float] = {}
+        self.due_s: dict[int, float] = dict.fromkeys(range(self.count), 0.0)  # workers to start, and when
+        self.pause_s = [0.0] * self.count
+        self.local_pid = 0
+        self.local: Places | None = None
+        self.stopping = False
+        self.status = EXIT_OK
+
+    def run(self) -> int:
+        """Work until told to stop and all workers have ended; returns the exit status."""
+        if any(model.path for model in self.config.models.values()):
+            self.local_pid, self.local = _serve_local(self.config)
+        for told in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(told, self._stop)
+        gc.freeze()  # pages that nobody writes to stay shared with the workers
+        kill_at_s = 0.0
+        while True:
+            now_s = time.monotonic()
+            if self.stopping:
+                if not kill_at_s:
+                    kill_at_s = now_s + self.config.http.drain_timeout_seconds + _GRACE_S
+                    for listener in self.listeners:
+                        listener.close()  # first of all: from here on new connections are refused
+                    self._signal(signal.SIGTERM)
+                elif now_s >= kill_at_s:
+                    _log.warning("workers did not end in time and are killed")
+                    self._signal(signal.SIGKILL)
+                if not self.pids:
+                    break
+            else:
+                for number, due_s in list(self.due_s.items()):
+                    if due_s <= now_s:
+                        del self.due_s[number]
+                        self._fork(number)
+            self._reap()
+            time.sleep(_POLL_S)
+        if self.local_pid:
+            os.kill(self.local_pid, signal.SIGTERM)
+            os.waitpid(self.local_pid, 0)
+        return self.status
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self.pids:
+            os.kill(pid, number)
+
+    def _fork(self, number: int) -> None:
+        def child() -> int:
+            for other, listener in enumerate(self.listeners):
+                if other != number:
+                    listener.close()
+            return _work(self.config, self.listeners[number], self.count, self.local)
+
+        pid = _forked(child)
+        self.pids[pid] = number
+        self.born_s[pid] = time.monotonic()
+
+    def _reap(self) -> None:
+        while self.pids:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            if pid == self.local_pid:
+                self.local_pid = 0
+                self.stopping = True
+                self.status = EXIT_FAILED
+                _log.error("the process that serves model files ended with status %d; the gateway stops", code)
+                continue
+            number = self.pids.pop(pid)
+            lived_s = time.monotonic() - self.born_s.pop(pid)
+            if self.stopping:
+                continue
+            if code in (EXIT_CONFIG, EXIT_FAILED):  # it said why; its successor would say the same
+                self.stopping = True
+                self.status = code
+                continue
+            self.pause_s[number] = 0.0 if lived_s >= _STEADY_S else min(max(self.pause_s[number] * 2, 0.25), 10.0)
+            self.due_s[number] = time.monotonic() + self.pause_s[number]
+            _log.error("worker %d ended with status %d after %.1f s; another takes its place", number, code, lived_s)
+
+
+def _forked(child: Callable[[], int]) -> int:
+    """Run ``child`` in a forked process; returns its id. The child never returns from here."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = EXIT_FAILED
+    try:
+        status = child()
+    except BaseException:  # blame: the gateway's own; a forked child must end here and not run the parent's code
+        _log.exception("a worker failed")
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _serve_local(config: GatewayConfig) -> tuple[int, Places]:
+    """Serve models given as files from one child process for all workers; returns its id and where they are served."""
+    reading, writing = os.pipe()
+
+    def child() -> int:
+        os.close(reading)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        return asyncio.run(_keep_local(config, writing))
+
+    pid = _forked(child)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.readline()
+    if not said.startswith(b"{"):
+        os.waitpid(pid, 0)
+        raise CannotServe(said.decode().strip() or "the process that serves model files ended before it was ready")
+    return pid, {name: [(url, key) for url, key in places] for name, places in json.loads(said).items()}
+
+
+async def _keep_local(config: GatewayConfig, writing: int) -> int:
+    from hx_gateway.gateway import local_models
+    from hx_gateway.local.supervisor import LocalModelError
+
+    models = local_models(config)
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    status = EXIT_OK
+    with os.fdopen(writing, "w") as pipe:
+        try:
+            await asyncio.gather(*(model.start() for _, model in models))
+            places: dict[str, list[tuple[str, str]]] = {}
+            for name, model in models:
+                places.setdefault(name, []).append((model.url, model.api_key))
+            pipe.write(json.dumps(places) + "\n")
+        except LocalModelError as error:
+            pipe.write(str(error).replace("\n", " ") + "\n")
+            status = EXIT_FAILED
+    parent = os.getppid()
+    while status == EXIT_OK and not over.is_set():
+        try:
+            await asyncio.wait_for(over.wait(), 1.0)
+        except TimeoutError:
+            if os.getppid() != parent:
+                break  # the gateway is gone without a word
+    await asyncio.gather(*(model.stop() for _, model in models))
+    return status

@@ -1,0 +1,101 @@
+"""A real gateway in a process of its own, started by the command line from YAML text."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+KEY = "test-key-of-the-suite"
+"""The master key in the configurations of tests."""
+
+
+def free_port() -> int:
+    """A TCP port on 127.0.0.1 that nobody has now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class GatewayProcess:
+    """``hx-gateway serve`` on 127.0.0.1, stopped by its process id.
+
+    Args:
+        config: YAML text without ``service`` host and port, which are set by the environment.
+        environment: Further environment variables.
+        workers: Processes that share the port.
+        key: Value of ``MASTER_KEY``; empty for none.
+    """
+
+    def __init__(self, config: str, environment: dict[str, str] | None = None, workers: int = 1, key: str = KEY) -> None:
+        self.port = free_port()
+        self.key = key
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = tempfile.TemporaryDirectory(prefix="hx-test-")
+        self.path = Path(self._folder.name) / "gateway.yaml"
+        self.path.write_text(config)
+        self.log_path = Path(self._folder.name) / "log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HX_") and name not in ("MASTER_KEY", "DATABASE_URL")}
+        self._environment = {**kept, **({"MASTER_KEY": key} if key else {}), **(environment or {})}
+        self._command = [sys.executable, "-m", "hx_gateway", "serve", str(self.path), "--host", "127.0.0.1", "--port", str(self.port)]
+        if workers > 1:
+            self._command += ["--workers", str(workers)]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id of the gateway (of the parent, with several workers)."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    def start(self, within_s: float = 60.0) -> GatewayProcess:
+        """Start it and wait until ``/readyz`` says so."""
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, cwd=self._folder.name)
+        give_up_s = time.monotonic() + within_s
+        while time.monotonic() < give_up_s:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the gateway ended with status {self.process.returncode}:\n{self.log}")
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+            try:
+                connection.request("GET", "/readyz")
+                if connection.getresponse().status == 200:
+                    return self
+            except (OSError, http.client.HTTPException):
+                pass
+            finally:
+                connection.close()
+            time.sleep(0.03)
+        raise AssertionError(f"the gateway was not ready within {within_s} s:\n{self.log}")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, within_s: float = 60.0) -> int:
+        """Signal it and wait for its end; returns its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError(f"the gateway did not end within {within_s} s:\n{self.log}") from None
+
+    def __enter__(self) -> GatewayProcess:
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.stop()
+        finally:
+            self._folder.cleanup()
