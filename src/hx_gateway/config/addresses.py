@@ -38,15 +38,19 @@ def is_loopback(host: str) -> bool:
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 def host_fault(host: str) -> str:
     """Why ``host`` cannot be listened on; empty if it can."""
-    if not re.fullmatch(r"[0-9A-Za-z._-]+|\[?[0-9A-Fa-f:.]+(%[0-9A-Za-z]+)?\]?", host):
-        return "should be an IP address or a host name, without scheme and port (the port is service.port)"
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if re.fullmatch(r"[0-9A-Za-z._-]+", host):
+            return ""
+        return "should be an IP address or a host name, without scheme, brackets and port (the port is service.port)"
     return ""
 
 

@@ -67,7 +67,7 @@ def _names(config: GatewayConfig) -> Iterator[Finding]:
     for name, group in config.groups.items():
         for position, member in enumerate(group.models):
             path = ("groups", name, "models", position)
-            if member in config.groups:
+            if member in config.groups and member not in model_names:
                 yield Finding(path, f"{member} is a group; a group holds models only")
             elif member not in model_names:
                 yield _unknown(config, path, member, model_names, "model")

@@ -188,9 +188,10 @@ def _assign(target: Any, part: str | int, value: Any) -> None:
         target[part : part + 1] = [value]
 
 
-def _order(variable: str) -> tuple[int, list[tuple[int, str]]]:
+def _order(variable: str) -> tuple[list[tuple[int, str]], str]:
+    """Sorts what is around something before it, and list positions by number."""
     parts = variable.split("__")
-    return len(parts), [(int(part) if part.isascii() and part.isdigit() and len(part) < 6 else 0, part) for part in parts]
+    return [(int(part) if part.isascii() and part.isdigit() and len(part) < 6 else 0, variable_part(part)) for part in parts], variable
 
 
 def _fixed(data: dict[str, Any], environ: Mapping[str, str], overlay: Overlay) -> None:

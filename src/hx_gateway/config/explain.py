@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -102,6 +102,11 @@ def _words(error: ErrorDetails, path: Path, data: Any) -> str:
     return error["msg"] if kind == "secret" else "has a value that cannot be used here"
 
 
+def _above(paths: Iterable[Path]) -> set[Path]:
+    """Every path that has one of ``paths`` below it."""
+    return {path[:length] for path in paths for length in range(len(path))}
+
+
 def findings(error: ValidationError, data: Any) -> list[Finding]:
     """Every reason why ``data`` does not fit the schema, one finding for each place.
 
@@ -120,9 +125,15 @@ def findings(error: ValidationError, data: Any) -> list[Finding]:
         elif path not in found:
             on_key = of_key or detail["type"] in ("extra_forbidden", "missing")
             found[path] = Finding(path, _words(detail, path, data), on_key=on_key)
+    around = _above([*expected, *found])
+    for path in list(found):
+        # The validator does not count wrong items, so a list of nothing else seems empty to it.
+        if path in around and isinstance(_value(data, path), list):
+            del found[path]
+    around = _above(found)
     for path, kinds in expected.items():
         # Another branch of the same union got further: what that one says is nearer to what was meant.
-        if path in found or any(other[: len(path)] == path for other in found):
+        if path in found or path in around:
             continue
         value = _value(data, path)
         remedy = ""

@@ -44,14 +44,16 @@ def _from_environment(name: str, environ: Mapping[str, str]) -> str:
 
 def _from_file(name: str, directory: Path) -> str:
     path = directory / name
+    content = None
     try:
-        if not path.is_file():
-            raise _refuse("the file {path} does not exist or is no regular file", path=str(path))
-        with path.open("rb") as stream:
-            content = stream.read(_MAX_FILE_BYTES + 1)
+        if path.is_file():
+            with path.open("rb") as stream:
+                content = stream.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = (error.strerror if isinstance(error, OSError) else "") or "it is not a usable path"
         raise _refuse("the file {path} cannot be read: {reason}", path=str(path), reason=reason) from None
+    if content is None:
+        raise _refuse("the file {path} does not exist or is no regular file", path=str(path))
     if len(content) > _MAX_FILE_BYTES:
         raise _refuse("the file {path} is larger than 64 KiB; it must hold one secret only", path=str(path))
     try:
