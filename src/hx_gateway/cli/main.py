@@ -1,0 +1,90 @@
+"""The command line: one file a command, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Name, where its function is, and its line in the list; a command takes its options from the function's signature.
+COMMANDS = (
+    ("serve", "hx_gateway.cli.serve:serve", "Start the gateway."),
+    ("demo", "hx_gateway.cli.demo:demo", "Start it with small local models, to try it out."),
+    ("check", "hx_gateway.cli.check:check", "Check a configuration and show what would result."),
+    ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
+    ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
+)
+
+
+def _command(name: str, function: Callable[..., Any], summary: str) -> Any:
+    single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    single.command(name, help=function.__doc__ or summary)(function)
+    return typer.main.get_command(single)
+
+
+class CommandGroup(TyperGroup):
+    """Commands by name; listing them imports none of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every name, in the order of the table."""
+        return [name for name, _, _ in COMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command called ``cmd_name``; a usage error if there is none, or it is not part of this installation."""
+        for name, path, summary in COMMANDS:
+            if name == cmd_name:
+                module, _, function = path.partition(":")
+                try:
+                    return _command(name, getattr(importlib.import_module(module), function), summary)
+                except ModuleNotFoundError as error:
+                    if error.name != module:
+                        raise
+                    ctx.fail(f"{cmd_name} is not part of this installation")
+        near = get_close_matches(cmd_name, self.list_commands(ctx), n=1)
+        return ctx.fail(f"there is no command {cmd_name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the list for ``--help`` from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, _, summary in COMMANDS])
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"hx-gateway {version('hx-gateway')}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """HX Gateway: the one OpenAI-compatible door to a private fleet of model servers."""
+
+
+def application() -> typer.Typer:
+    """The whole command line."""
+    # No pretty tracebacks: they show local variables, and those hold keys.
+    app = typer.Typer(
+        name="hx-gateway",
+        cls=CommandGroup,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    return app
+
+
+def main() -> None:
+    """What the ``hx-gateway`` script runs."""
+    application()(prog_name="hx-gateway")
