@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import secrets
 from pathlib import Path
 
 import pytest
 from tests.architecture.sources import ROOT, shown, tracked
 
+from hx_gateway.cli.main import COMMANDS
+from hx_gateway.config.load import load_text
 from hx_gateway.core import errors
 
 DOCUMENTS = [path for path in tracked() if path.suffix == ".md" and (path.parent == ROOT or ROOT / "docs" in path.parents)]
@@ -48,6 +51,34 @@ def test_relative_links_resolve(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=shown)
 def test_a_document_opens_with_its_title(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# "), f"{shown(path)} has no title"
+
+
+def yaml_examples() -> list[tuple[str, str]]:
+    pages = ((path, path.read_text(encoding="utf-8")) for path in DOCUMENTS if "reference" not in path.parts)
+    return [
+        (shown(path), block) for path, content in pages for block in re.findall(r"^```yaml\n(.*?)^```", content, re.MULTILINE | re.DOTALL)
+    ]
+
+
+@pytest.mark.parametrize(("page", "example"), yaml_examples())
+def test_every_example_of_a_configuration_loads(page: str, example: str) -> None:
+    loaded = load_text(example, page, {"MASTER_KEY": f"hx-{secrets.token_urlsafe(24)}"})
+    assert (loaded.blockers, loaded.unused) == ((), ())
+
+
+def test_there_are_examples() -> None:
+    assert len(yaml_examples()) >= 2
+
+
+def test_every_command_of_the_documents_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    commands = {name for name, _, _ in COMMANDS}
+    for path in DOCUMENTS:
+        content = path.read_text(encoding="utf-8")
+        for target in re.findall(r"(?:^|`)make ([a-z]+)", content, re.MULTILINE):
+            assert target in targets, f"{shown(path)}: there is no make {target}"
+        for command in re.findall(r"(?:^|[`/])hx-gateway ([a-z]+)", content, re.MULTILINE):
+            assert command in commands, f"{shown(path)}: there is no hx-gateway {command}"
 
 
 def test_every_page_of_the_documentation_can_be_reached_from_the_readme() -> None:

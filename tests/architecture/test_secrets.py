@@ -20,7 +20,7 @@ KEYS = {
     "Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
     "Slack token": re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"),
     "JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\."),
-    "password in a URL": re.compile(r"\b[a-z][a-z0-9+]*://[^/\s:@'\"{}<>$]+:(?!(?:pass(?:word)?|secret|pw|test|x+|\*+|\.\.\.|…)@)[^/\s@'\"{}<>$]+@[a-z0-9]"),
+    "password in a URL": re.compile(r"\b[a-z][a-z0-9+]*://[^/\s:@'\"{}<>$]+:(?!(?:pass(?:word)?|secret|pw|test|x+|\*+|\.\.\.|…)@)[^/\s@'\"{}<>$]{4,}@[a-z0-9]"),
 }  # fmt: skip
 ADDRESS = re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?!\w|\.\d)")
 HARMLESS_NETWORKS = [
