@@ -10,6 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
+from hx_gateway.core.errors import CATALOGUE
 from hx_gateway.health.summary import deployment_usable
 from hx_gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS, Metrics, Times
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Registry
 
 _THROTTLED = frozenset(("rate_limit_exceeded", "overloaded", "upstream_busy"))
+_BLAME = {kind.code: kind.blame.value for kind in CATALOGUE}
 _BREAKER_STATES = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
 
 
@@ -66,7 +68,9 @@ def _requests(metrics: Metrics) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "hx_gateway_requests", "Requests that came to an end.", labels=["route", "target", "model", "endpoint", "status", "code"]
     )
-    refused = CounterMetricFamily("hx_gateway_errors", "Requests that ended in an error, by its code.", labels=["route", "code"])
+    refused = CounterMetricFamily(
+        "hx_gateway_errors", "Requests that ended in an error, and whose fault it was.", labels=["route", "code", "blame"]
+    )
     throttled = CounterMetricFamily("hx_gateway_throttled", "Requests refused by a limit.", labels=["route", "code"])
     tokens = CounterMetricFamily("hx_gateway_tokens", "Tokens read and written by models.", labels=["target", "model", "kind"])
     errors: dict[tuple[str, str], int] = {}
@@ -80,7 +84,7 @@ def _requests(metrics: Metrics) -> Iterator[Metric]:
             if count:
                 used[target, model, kind] = used.get((target, model, kind), 0) + count
     for (route, code), count in errors.items():
-        refused.add_metric([route, code], count)
+        refused.add_metric([route, code, _BLAME.get(code, "")], count)
         if code in _THROTTLED:
             throttled.add_metric([route, code], count)
     for labels, count in used.items():

@@ -61,6 +61,11 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    event.pop("color_message", None)  # uvicorn says everything twice, once with terminal colours
+    return event
+
+
 def configure_logs(level: str = "INFO", format: str = "console", stream: TextIO | None = None) -> None:
     """Send all log lines of the process to one stream in one form.
 
@@ -95,6 +100,7 @@ def configure_logs(level: str = "INFO", format: str = "console", stream: TextIO 
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,  # first, so that what it says is looked through as well
+            _plain,
             redact,
             renderer,
         ],

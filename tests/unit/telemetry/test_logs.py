@@ -33,11 +33,11 @@ def test_own_lines_and_those_of_libraries_look_alike() -> None:
     configure_logs("INFO", "json", stream)
     structlog.get_logger("hx_gateway.test").info("started", port=8000)
     logging.getLogger("hx_gateway.other").warning("endpoint %s is not healthy: %s", "llm-01", "refused")
-    logging.getLogger("uvicorn.error").info("listening")
+    logging.getLogger("uvicorn.error").info("listening", extra={"color_message": "\x1b[36mlistening"})
     first, second, third = logged(stream)
     assert first["event"] == "started" and first["port"] == 8000 and first["logger"] == "hx_gateway.test"
     assert second["event"] == "endpoint llm-01 is not healthy: refused" and second["level"] == "warning"
-    assert third["event"] == "listening"
+    assert third["event"] == "listening" and "color_message" not in third
     assert all(line["timestamp"].endswith("Z") for line in (first, second, third))
 
 

@@ -135,13 +135,14 @@ def test_a_stream_tells_its_time_to_the_first_token_and_no_overhead() -> None:
 
 def test_errors_and_throttling_are_counted_by_code() -> None:
     metrics = Metrics(ManualClock(100.0))
-    for kind in (errors.RATE_LIMITED, errors.RATE_LIMITED, errors.OVERLOADED, errors.MODEL_NOT_FOUND):
+    for kind in (errors.RATE_LIMITED, errors.RATE_LIMITED, errors.OVERLOADED, errors.MODEL_NOT_FOUND, errors.CLIENT_CLOSED):
         metrics.finished(refused(kind))
     found = samples(metrics)
-    assert value(found, "hx_gateway_errors_total", route="chat", code="rate_limit_exceeded") == 2
+    assert value(found, "hx_gateway_errors_total", route="chat", code="rate_limit_exceeded", blame="client") == 2
     assert value(found, "hx_gateway_throttled_total", route="chat", code="rate_limit_exceeded") == 2
     assert value(found, "hx_gateway_throttled_total", route="chat", code="overloaded") == 1
-    assert value(found, "hx_gateway_errors_total", route="chat", code="model_not_found") == 1
+    assert value(found, "hx_gateway_errors_total", route="chat", code="model_not_found", blame="client") == 1
+    assert value(found, "hx_gateway_errors_total", route="chat", code="client_closed", blame="nobody") == 1
     assert ("hx_gateway_throttled_total", (("code", "model_not_found"), ("route", "chat"))) not in found
 
 
