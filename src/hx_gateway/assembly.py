@@ -77,9 +77,7 @@ class Assembly:
             name, number = f"{wanted}-{number}", number + 1
         return name
 
-    def _endpoint(
-        self, name: str, url: str, provider: str | None, settings: EndpointSettings | None, api_key: str = ""
-    ) -> Endpoint:
+    def _endpoint(self, name: str, url: str, provider: str | None, settings: EndpointSettings | None, api_key: str = "") -> Endpoint:
         config = self.config
         performance = config.performance
         address = Address.parse(url)

@@ -50,9 +50,7 @@ class Gateway:
             starts them here.
     """
 
-    def __init__(
-        self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None
-    ) -> None:
+    def __init__(self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None) -> None:
         self.config = config
         self.workers = workers
         self.clock = SystemClock()
@@ -69,9 +67,7 @@ class Gateway:
         self.registry = self.assembly.registry()
         self.router = Router(lambda name: find("picker", name, PICKERS)())
         balancer, performance = config.load_balancer, config.performance
-        self.proxy = Proxy(
-            self.router, self._guess, (self.metrics,), balancer.max_attempts, performance.total_timeout_seconds
-        )
+        self.proxy = Proxy(self.router, self._guess, (self.metrics,), balancer.max_attempts, performance.total_timeout_seconds)
         stages = [(name, find("stage", name, STAGES)(self)) for name in config.pipeline.stages]
         self.pipeline = Pipeline(
             [stage for _, stage in stages if stage is not None], self.proxy.start, self.proxy.answer, self.proxy.refuse

@@ -15,7 +15,8 @@ import uvicorn
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.cors import CorsPolicy
 from hx_gateway.gateway import SWEEP_S, Gateway
-from hx_gateway.server.door import Door, Hall
+from hx_gateway.server.door import Door
+from hx_gateway.server.hall import Hall
 
 _BACKLOG = 4096
 _ABANDON_S = 1.0  # seconds that broken-off connections get to close after the drain timeout

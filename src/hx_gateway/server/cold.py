@@ -13,7 +13,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 if TYPE_CHECKING:
-    from hx_gateway.server.door import Door, Request
+    from hx_gateway.server.door import Door
+    from hx_gateway.server.reader import Request
 
 _error_log = logging.getLogger("uvicorn.error")
 _access_log = logging.getLogger("uvicorn.access")

@@ -97,7 +97,9 @@ def _work(config: GatewayConfig, listener: socket.socket, workers: int, local: P
         def started() -> None:
             scheme = "https" if config.service.tls else "http"
             shown = f"[{host}]" if ":" in host else host
-            _log.info("listening on %s://%s:%d, serving %s", scheme, shown, port, ", ".join(sorted(gateway.registry.targets)) or "no model yet")
+            _log.info(
+                "listening on %s://%s:%d, serving %s", scheme, shown, port, ", ".join(sorted(gateway.registry.targets)) or "no model yet"
+            )
             if not gateway.registry.targets:
                 _log.warning(
                     "no model server was found on this machine's usual ports; start one (Ollama, vLLM, llama.cpp, LM Studio), "

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hx_gateway.upstream.pool import Pool
 
 IDLE, WAITING, READING, CLOSED = "idle", "waiting", "reading", "closed"
+_NEVER = b"\0"  # no answer starts like this
 _length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
 REST_S = 0.002  # seconds; pieces of a stream that come faster than this are taken together
 MAX_HEAD = 1 << 18  # bytes of an answer's head, read in one go with at most one network read more
@@ -32,7 +33,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "between_s", "body_size", "complete", "deadline_s", "delimited", "dirty", "handler", "headers", "ignoring",
-        "memo_head", "memo_headers", "memo_status", "outgoing", "parser", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
+        "memo_after", "memo_before", "memo_headers", "memo_status", "outgoing", "parser", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -59,7 +60,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.rests = False
         self.read_s = 0.0
-        self.memo_head = b""  # the head of the last whole answer, without the digits of its length
+        self.memo_before = self.memo_after = _NEVER  # the head of the last whole answer, around the digits of its length
         self.memo_headers: Headers = []
         self.memo_status = 0
         self.parser = httptools.HttpResponseParser(self)
@@ -169,22 +170,24 @@ class Connection(asyncio.Protocol):
         if self.handler is None:
             self._close()  # nobody asked for these bytes
             return
-        head = b""
+        fresh = False
         if self.phase is WAITING:
-            # A server sends the same head again, but for the length (and the date, once a second): what was parsed and
-            # found good once need not be parsed again. Any other head, and any body not whole, takes the parser.
-            if not self.stream and not self.body_size:
-                end = data.find(b"\r\n\r\n")
-                found = _length.search(data, 0, end + 2) if end > 0 else None
-                if found is not None:
-                    first, last = found.span(1)
-                    head = data[:first] + data[last:end]
-                    if head == self.memo_head and int(found.group(1)) == len(data) - end - 4 <= self.pool.max_body:
-                        self.pieces = [data[end + 4 :]]
-                        self.status = self.memo_status
-                        self.headers = self.memo_headers
-                        self._finish()
-                        return
+            if not self.body_size and not self.stream:
+                # A server sends the same head again, but for the length (and the date, once a second): what was parsed
+                # and found good once need not be parsed again. Any other head, any body not whole, takes the parser.
+                fresh = True
+                if data.startswith(self.memo_before):
+                    first = len(self.memo_before)
+                    last = data.find(b"\r", first, first + 11)
+                    if data.startswith(self.memo_after, last):
+                        digits = data[first:last]
+                        start = last + len(self.memo_after)
+                        if digits.isdigit() and int(digits) == len(data) - start <= self.pool.max_body:
+                            self.pieces = [data[start:]]
+                            self.status = self.memo_status
+                            self.headers = self.memo_headers
+                            self._finish()
+                            return
             self.reused = False  # an answer has begun: a loss from here on is the server's failure
             self.body_size += len(data)
             if self.body_size > MAX_HEAD:
@@ -214,10 +217,8 @@ class Connection(asyncio.Protocol):
                 if self.handler is None:
                     return
         if self.complete:
-            if head and not self.dirty and not self.streaming:
-                self.memo_head = head
-                self.memo_headers = self.headers
-                self.memo_status = self.status
+            if fresh and not self.dirty:
+                self._remember(data)
             self._finish()
         elif not self.paused:
             now_s = monotonic()
@@ -230,6 +231,17 @@ class Connection(asyncio.Protocol):
                     self.transport.pause_reading()
                     self.pool.rest(self)
                 self.read_s = now_s
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of an answer that came in one piece, split around the digits of its length."""
+        end = data.find(b"\r\n\r\n") + 4
+        found = _length.search(data, 0, end)
+        if found is not None and int(found.group(1)) == len(data) - end:
+            first, last = found.span(1)
+            self.memo_before = data[:first]
+            self.memo_after = data[last:end]
+            self.memo_headers = self.headers
+            self.memo_status = self.status
 
     def wake(self) -> None:
         """The rest is over: read on, unless the client has been told to wait meanwhile."""
