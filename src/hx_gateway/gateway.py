@@ -67,7 +67,14 @@ class Gateway:
         self.registry = self.assembly.registry()
         self.router = Router(lambda name: find("picker", name, PICKERS)())
         balancer, performance = config.load_balancer, config.performance
-        self.proxy = Proxy(self.router, self._guess, (self.metrics,), balancer.max_attempts, performance.total_timeout_seconds)
+        self.proxy = Proxy(
+            self.router,
+            self._guess,
+            (self.metrics,),
+            balancer.max_attempts,
+            performance.total_timeout_seconds,
+            config.http.heartbeat_seconds,
+        )
         stages = [(name, find("stage", name, STAGES)(self)) for name in config.pipeline.stages]
         self.pipeline = Pipeline(
             [stage for _, stage in stages if stage is not None], self.proxy.start, self.proxy.answer, self.proxy.refuse
@@ -204,6 +211,10 @@ class Gateway:
                     endpoint.pool.sweep(now_s)
                 except Exception:  # blame: the gateway's own; deadlines must go on being kept
                     _log.exception("sweeping the connections to %s failed", endpoint.name)
+            try:
+                self.proxy.sweep(now_s)
+            except Exception:  # blame: the gateway's own; heartbeats must go on
+                _log.exception("sending heartbeats failed")
 
 
 def local_models(config: GatewayConfig) -> list[tuple[str, LocalModel]]:

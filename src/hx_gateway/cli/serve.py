@@ -12,7 +12,9 @@ import typer
 def serve(
     config: Annotated[
         Path | None,
-        typer.Argument(help="Configuration file; else HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml, or what runs on this machine."),
+        typer.Argument(
+            help="Configuration file; else HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml, or what runs on this machine."
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; overrides service.host.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="TCP port to listen on; overrides service.port.")] = None,

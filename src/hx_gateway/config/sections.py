@@ -87,12 +87,16 @@ class GatewaySettings(Settings):
 
     default_model: str = Field(default="", description="Model, alias or group used when a request names none; empty refuses such requests.")
     model_routing_enabled: Flag = Field(default=True, description="Whether models are chosen by name; off sends all to the default model.")
-    intelligent_routing: Flag = Field(default=False, description="Whether routing scores replicas by load, latency and residency.")
-    cost_optimization_enabled: Flag = Field(default=False, description="Whether the cost of a deployment counts in routing.")
+    intelligent_routing: Annotated[Flag, LATER] = Field(
+        default=False, description="Whether routing scores replicas by load, latency and residency."
+    )
+    cost_optimization_enabled: Annotated[Flag, LATER] = Field(
+        default=False, description="Whether the cost of a deployment counts in routing."
+    )
     default_upstream: Annotated[UpstreamSettings | str | None, BeforeValidator(_upstream)] = Field(
         default=None, description="Where any other /v1 path goes: an address, an entry in endpoints, or url, api_key and provider."
     )
-    disable_admin_ui: Flag = Field(default=False, description="Whether the dashboard is switched off.")
+    disable_admin_ui: Annotated[Flag, LATER] = Field(default=False, description="Whether the dashboard is switched off.")
 
 
 class LoadBalancerSettings(Settings):
@@ -140,13 +144,11 @@ class PerformanceSettings(Settings):
     total_timeout_seconds: SecondsOrNone = Field(default=0.0, description="Seconds a whole answer may take; 0 for no limit.")
     max_concurrent_requests: Count = Field(default=0, description="Most requests at once over all models; 0 for no limit.")
     rate_limiting_enabled: Flag = Field(default=False, description="Whether rate_limit_rps is enforced.")
-    rate_limit_rps: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="Requests per second allowed to each key; 0 for no limit."
-    )
-    memory_limit_gb: Annotated[float, Field(gt=0)] | None = Field(
+    rate_limit_rps: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Requests per second over all callers; 0 for no limit.")
+    memory_limit_gb: Annotated[Annotated[float, Field(gt=0)] | None, LATER] = Field(
         default=None, description="Memory it may use, in GB; enforced by the service unit."
     )
-    cpu_cores: Annotated[int, Field(ge=1)] | None = Field(
+    cpu_cores: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = Field(
         default=None, description="Processor cores it may use; enforced by the service unit."
     )
 
@@ -160,6 +162,9 @@ class HttpSettings(Settings):
     body_timeout_seconds: Seconds = Field(default=60.0, description="Seconds a client has to send the whole body.")
     keep_alive_seconds: Seconds = Field(default=75.0, description="Seconds an idle client connection is kept.")
     drain_timeout_seconds: SecondsOrNone = Field(default=30.0, description="Seconds running requests get to finish at shutdown.")
+    heartbeat_seconds: SecondsOrNone = Field(
+        default=15.0, description="Seconds after which a client waiting for a stream gets a comment line, and again; 0 for never."
+    )
     max_response_bytes: Bytes = Field(default=67_108_864, description="Largest answer that is collected whole, in bytes.")
 
 
@@ -186,7 +191,7 @@ class PipelineSettings(Settings):
 class MonitoringSettings(Settings):
     """What is shown to operators, and where."""
 
-    prometheus_port: Port | None = Field(
+    prometheus_port: Annotated[Port | None, LATER] = Field(
         default=None, description="Further port that serves the metrics alone; none for the main port only."
     )
     health_check_endpoint: HttpPath = Field(default="/health", description="Path of the health report.")

@@ -107,9 +107,10 @@ class Outgoing:
         method: HTTP method.
         headers: Further complete header lines, e.g. from the client, cleaned.
         content_type: Of the body; empty to leave the header to ``headers``.
+        dropped: Names of the client's fields that the dialect cannot express; reported in ``x-hx-params-dropped``.
     """
 
-    __slots__ = ("body", "content_type", "headers", "method", "path", "stream")
+    __slots__ = ("body", "content_type", "dropped", "headers", "method", "path", "stream")
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class Outgoing:
         method: bytes = b"POST",
         headers: bytes = b"",
         content_type: bytes = b"application/json",
+        dropped: Sequence[str] = (),
     ) -> None:
         self.path = path
         self.body = body
@@ -126,6 +128,7 @@ class Outgoing:
         self.method = method
         self.headers = headers
         self.content_type = content_type
+        self.dropped = dropped
 
 
 class Call(Protocol):

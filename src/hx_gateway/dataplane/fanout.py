@@ -26,15 +26,17 @@ class Fanout:
         parts: The requests.
         owner: Gets all bodies, or the first answer that is not a success, or the first failure.
         total_at_s: Monotonic time of the total deadline.
+        first_byte_s: Seconds to wait for each answer; 0 takes the endpoint's own.
     """
 
-    __slots__ = ("bodies", "left", "owner", "parts", "pool", "running", "total_at_s", "waiting")
+    __slots__ = ("bodies", "first_byte_s", "left", "owner", "parts", "pool", "running", "total_at_s", "waiting")
 
-    def __init__(self, pool: Any, parts: list[Outgoing], owner: Gatherer, total_at_s: float) -> None:
+    def __init__(self, pool: Any, parts: list[Outgoing], owner: Gatherer, total_at_s: float, first_byte_s: float = 0.0) -> None:
         self.pool = pool
         self.parts = parts
         self.owner: Gatherer | None = owner
         self.total_at_s = total_at_s
+        self.first_byte_s = first_byte_s
         self.bodies: list[bytes] = [b""] * len(parts)
         self.left = len(parts)
         self.waiting = iter(range(len(parts)))
@@ -53,7 +55,7 @@ class Fanout:
         if number is not None and self.owner is not None:
             part = _Part(self, number)
             self.running.add(part)
-            self.pool.send(self.parts[number], part, self.total_at_s)
+            self.pool.send(self.parts[number], part, self.total_at_s, self.first_byte_s)
 
     def cancel(self) -> None:
         self.owner = None

@@ -1,31 +1,20 @@
-"""The way from a resolved exchange to its answer: attempt, classify, then try elsewhere or answer."""
+"""Carries resolved exchanges to deployments, and sends every answer that is not a model server's."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from math import inf
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
-from hx_gateway.core.errors import Blame, ErrorKind, Failure
-from hx_gateway.core.interfaces import Call, Headers, Observer, Provider, Response, StreamReader
-from hx_gateway.dataplane.answer import EVENTS, JSON, failure_lines, request_id
-from hx_gateway.dataplane.fanout import Fanout
-from hx_gateway.fleet.deployment import Deployment
-from hx_gateway.openai.answers import as_stream
-from hx_gateway.openai.sse import error_event
+from hx_gateway.core.errors import Failure
+from hx_gateway.core.interfaces import Observer, Provider, Response
+from hx_gateway.dataplane.answer import failure_lines, request_id
+from hx_gateway.dataplane.run import Run
 from hx_gateway.routing.router import Router
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.endpoint import Endpoint
-    from hx_gateway.fleet.registry import Target
-
-_ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
-_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
-_log = logging.getLogger(__name__)
 
 
 class Proxy:
@@ -37,9 +26,10 @@ class Proxy:
         observers: Told of every attempt and every end.
         max_attempts: Most attempts for one request, the first included.
         total_s: Total deadline of a request in seconds; 0 for none.
+        heartbeat_s: Seconds after which a client that waits for a stream gets a comment, and again; 0 for never.
     """
 
-    __slots__ = ("guess", "in_flight", "max_attempts", "observers", "router", "total_s")
+    __slots__ = ("guess", "heartbeat_s", "in_flight", "max_attempts", "observers", "router", "total_s", "waiting")
 
     def __init__(
         self,
@@ -48,13 +38,28 @@ class Proxy:
         observers: Sequence[Observer] = (),
         max_attempts: int = 3,
         total_s: float = 0.0,
+        heartbeat_s: float = 0.0,
     ) -> None:
         self.router = router
         self.guess = guess
         self.observers = tuple(observers)
         self.max_attempts = max_attempts
         self.total_s = total_s
+        self.heartbeat_s = heartbeat_s
+        self.waiting: set[Run] = set()  # streams without a first byte
         self.in_flight = 0
+
+    def wait(self, run: Run, now_s: float) -> None:
+        """A stream was asked for and nothing has come yet."""
+        if self.heartbeat_s:
+            run.beat_s = now_s
+            self.waiting.add(run)
+
+    def sweep(self, now_s: float) -> None:
+        """Send a sign of life to those who have waited long."""
+        late_s = now_s - self.heartbeat_s
+        for run in [run for run in self.waiting if run.beat_s <= late_s]:
+            run.beat(now_s)
 
     def start(self, exchange: Exchange) -> None:
         """Find an answer for an exchange that all stages let pass."""
@@ -82,315 +87,3 @@ class Proxy:
             return
         body = failure.upstream_body or failure.body()
         exchange.client.respond(exchange, status, failure_lines(exchange, failure), body)
-
-
-class Run:
-    """One exchange on its way: owns it, handles its calls, counts its lease on a deployment exactly once.
-
-    The lease (``in_flight`` of deployment and endpoint) is taken in `attempt` and given back in `_release`, which every
-    end of an attempt goes through.
-    """
-
-    __slots__ = ("begun", "call", "deployment", "done", "exchange", "id_line", "provider", "proxy", "reader", "total_at_s", "tried")
-
-    def __init__(self, proxy: Proxy, exchange: Exchange) -> None:
-        self.proxy = proxy
-        self.exchange = exchange
-        self.call: Call | None = None
-        self.deployment: Deployment | None = None
-        self.reader: StreamReader | None = None
-        self.begun = False
-        self.done = False
-        self.tried: list[Deployment] = []
-        limit_s = exchange.timeout_s or proxy.total_s
-        self.total_at_s = exchange.received_s + limit_s if limit_s else inf
-        self.id_line = b"x-request-id: %b\r\n" % request_id(exchange)  # both ways
-        exchange.owner = self
-
-    def __repr__(self) -> str:
-        return f"<Run {self.exchange!r} on {self.deployment!r} tried={len(self.tried)}>"
-
-    # An attempt
-
-    def attempt(self, last: Failure | None = None) -> None:
-        """Send the request to the next deployment; ``last`` is what the previous one failed with."""
-        exchange = self.exchange
-        target: Target = exchange.candidates
-        now_s = monotonic()
-        deployment = self.proxy.router.choose(target, self.tried, now_s)
-        if deployment is None:
-            self._answer_failure(self._exhausted(target, last, now_s))
-            return
-        endpoint = deployment.endpoint
-        deployment.in_flight += 1
-        endpoint.in_flight += 1
-        if deployment.breaker.state != "closed":
-            deployment.breaker.start()
-        if endpoint.breaker.state != "closed":
-            endpoint.breaker.start()
-        self.deployment = exchange.deployment = deployment
-        exchange.attempts += 1
-        exchange.call_s = now_s
-        self.provider: Provider = endpoint.provider or self.proxy.guess(endpoint)
-        try:
-            outgoing = self.provider.prepare(exchange, deployment)
-        except Failure as failure:
-            self._failed(failure)
-            return
-        except Exception:  # blame: the gateway's own; a lease must not leak with it
-            _log.exception("provider %s failed to prepare request %s", self.provider.name, exchange.id)
-            self._failed(Failure(errors.INTERNAL, f"an internal error occurred; it is logged under request id {exchange.id}"))
-            return
-        if isinstance(outgoing, list):
-            for part in outgoing:
-                part.headers += self.id_line
-            Fanout(endpoint.pool, outgoing, self, self.total_at_s).start()
-        else:
-            outgoing.headers += self.id_line
-            endpoint.pool.send(outgoing, self, self.total_at_s)
-
-    def _exhausted(self, target: Target, last: Failure | None, now_s: float) -> Failure:
-        """What to answer when nothing is left to try."""
-        if last is None:
-            busy = any(deployment.full for deployment in target.deployments)
-            wait_s = 1.0 if busy else self.proxy.router.retry_after_s(target, now_s)
-            why = "is at its limit of concurrent requests" if busy else "is failing and being rested"
-            return Failure(
-                errors.UPSTREAM_BUSY if busy else errors.NO_DEPLOYMENT,
-                f"no deployment of {target.name!r} can take the request now: every one {why}",
-                retry_after_s=wait_s,
-            )
-        if last.kind is errors.UPSTREAM_BUSY and last.retry_after_s is None:
-            last.retry_after_s = 1.0
-        elif last.kind.blame is Blame.ENDPOINT and self.exchange.attempts > 1:
-            last.should_retry = False  # our own tries are spent; a client that repeats them multiplies the load
-        return last
-
-    # What comes of a call
-
-    def answered(self, status: int, headers: Headers, body: bytes) -> None:
-        if self.done:
-            return
-        deployment = self.deployment
-        assert deployment is not None
-        exchange = self.exchange
-        if not exchange.first_byte_s:
-            exchange.first_byte_s = monotonic()
-        provider = self.provider
-        try:
-            if not 200 <= status < 300:
-                failure = provider.failure(exchange, deployment, status, headers, body)
-                failure.message = failure.message.replace("\n", " ")
-                self._failed(failure)
-                return
-            body = provider.whole(exchange, deployment, body)
-            if exchange.facts.stream:  # the server does not stream, though asked
-                body = as_stream(body, exchange.facts.include_usage)
-        except Failure as failure:
-            self._failed(failure)
-            return
-        except Exception:  # blame: an answer our reading did not foresee is the server's; the trace goes to the log
-            _log.exception("answer of %s to request %s could not be read", deployment.endpoint.name, exchange.id)
-            self._failed(Failure(errors.BAD_RESPONSE, "the model server's answer could not be read"))
-            return
-        self._answer(body, EVENTS if exchange.facts.stream else JSON)
-
-    def joined(self, bodies: list[bytes]) -> None:
-        """All parts of a request of several calls were answered."""
-        deployment = self.deployment
-        assert deployment is not None
-        exchange = self.exchange
-        exchange.first_byte_s = monotonic()
-        try:
-            body = self.provider.join(exchange, deployment, bodies)
-        except Failure as failure:
-            self._failed(failure)
-            return
-        self._answer(body, JSON)
-
-    def began(self, status: int, headers: Headers) -> bool:
-        self.exchange.first_byte_s = monotonic()
-        if status != 200:
-            return False
-        for name, value in headers:
-            if name == b"content-type":
-                if value.lower().startswith(_STREAM_TYPES):
-                    break
-                return False
-        deployment = self.deployment
-        assert deployment is not None
-        self.reader = self.provider.reader(self.exchange, deployment)
-        return True
-
-    def received(self, data: bytes) -> None:
-        reader = self.reader
-        if reader is None or self.done:
-            return
-        data = reader.feed(data)
-        if data:
-            if not self.begun:
-                self._begin()
-            self.exchange.client.write(data)
-        if reader.failure is not None:
-            self._broke(reader.failure)
-
-    def ended(self) -> None:
-        reader = self.reader
-        if reader is None or self.done:
-            return
-        data = reader.finish()
-        if reader.failure is not None:
-            if data and self.begun:
-                self.exchange.client.write(data)
-            self._broke(reader.failure)
-            return
-        if not self.begun:
-            self._begin()
-        self._succeeded(200)
-        self.exchange.client.end(data)
-
-    def failed(self, kind: ErrorKind, message: str) -> None:
-        if self.done:
-            return
-        deployment = self.deployment
-        assert deployment is not None
-        self._broke(Failure(kind, f"{message} ({deployment.endpoint.name})"))
-
-    # The client
-
-    def client_gone(self) -> None:
-        if self.done:
-            return
-        if self.call is not None:
-            self.call.cancel()
-        deployment = self._release()
-        deployment.breaker.abandoned()
-        deployment.endpoint.breaker.abandoned()
-        exchange = self.exchange
-        exchange.status = errors.CLIENT_CLOSED.status
-        exchange.outcome = errors.CLIENT_CLOSED
-        self._finish()
-
-    def pause(self) -> None:
-        if self.call is not None:
-            self.call.pause()
-
-    def resume(self) -> None:
-        if self.call is not None:
-            self.call.resume()
-
-    # Ends
-
-    def _head(self, kind: bytes) -> bytes:
-        exchange = self.exchange
-        deployment = self.deployment
-        assert deployment is not None
-        identity = exchange.identity
-        shown = identity is None or identity.show_endpoints
-        lines = b"%b%b%b%b%b" % (
-            kind,
-            self.id_line,
-            exchange.candidates.head,
-            deployment.response_head,
-            deployment.endpoint.response_head if shown else b"",
-        )
-        if exchange.attempts > 1:
-            lines += b"x-hx-attempts: %d\r\n" % exchange.attempts
-        return lines
-
-    def _begin(self) -> None:
-        self.begun = True
-        self.exchange.client.begin(self.exchange, 200, self._head(EVENTS))
-
-    def _answer(self, body: bytes, kind: bytes) -> None:
-        self._succeeded(200)
-        exchange = self.exchange
-        exchange.client.respond(exchange, 200, self._head(kind), body)
-
-    def _succeeded(self, status: int) -> None:
-        deployment = self._release()
-        breaker = deployment.breaker
-        if breaker.failures or breaker.state != "closed":
-            breaker.succeeded()
-        breaker = deployment.endpoint.breaker
-        if breaker.failures or breaker.state != "closed":
-            breaker.succeeded()
-        exchange = self.exchange
-        waited_s = exchange.first_byte_s - exchange.call_s
-        deployment.first_byte_s += (waited_s - deployment.first_byte_s) * (0.2 if deployment.first_byte_s else 1.0)
-        for observer in self.proxy.observers:
-            observer.attempted(exchange, None)
-        exchange.status = status
-        self._finish()
-
-    def _broke(self, failure: Failure) -> None:
-        """The call failed, or its stream reported an error."""
-        if self.call is not None:
-            self.call.cancel()
-        if not self.begun:
-            self._failed(failure)
-            return
-        if failure.kind.elsewhere:  # too late to go elsewhere: text was passed on
-            kind = errors.STREAM_STALLED if failure.kind is errors.FIRST_BYTE_TIMEOUT else errors.STREAM_BROKEN
-            failure = Failure(kind, failure.message)
-        self._blame(self._release(), failure)
-        exchange = self.exchange
-        exchange.outcome = failure.kind
-        exchange.status = 200
-        self._finish()
-        exchange.client.end(error_event(failure))
-
-    def _failed(self, failure: Failure) -> None:
-        """The attempt failed before anything was passed on: go elsewhere, or answer with the failure."""
-        deployment = self._release()
-        self._blame(deployment, failure)
-        if failure.kind.elsewhere:
-            exchange = self.exchange
-            self.call = self.reader = None
-            exchange.first_byte_s = 0.0
-            exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
-            self.tried.append(deployment)
-            if exchange.attempts < self.proxy.max_attempts and monotonic() < self.total_at_s:
-                self.attempt(failure)
-                return
-            failure = self._exhausted(exchange.candidates, failure, monotonic())
-        self._answer_failure(failure)
-
-    def _blame(self, deployment: Deployment, failure: Failure) -> None:
-        kind = failure.kind
-        mine, servers = deployment.breaker, deployment.endpoint.breaker
-        if kind in _ON_ENDPOINT:
-            servers.failed(monotonic())
-            mine.abandoned()
-        elif kind.breaks:
-            mine.failed(monotonic())
-            servers.abandoned()
-        elif kind.blame is Blame.CLIENT:  # it answered, and rightly so
-            mine.succeeded()
-            servers.succeeded()
-        else:
-            mine.abandoned()
-            servers.abandoned()
-        for observer in self.proxy.observers:
-            observer.attempted(self.exchange, failure)
-
-    def _release(self) -> Deployment:
-        deployment = self.deployment
-        assert deployment is not None
-        deployment.in_flight -= 1
-        deployment.endpoint.in_flight -= 1
-        return deployment
-
-    def _answer_failure(self, failure: Failure) -> None:
-        self.done = True
-        self.proxy.in_flight -= 1
-        self.exchange.owner = None
-        self.proxy.refuse(self.exchange, failure)
-
-    def _finish(self) -> None:
-        self.done = True
-        self.proxy.in_flight -= 1
-        exchange = self.exchange
-        exchange.owner = None
-        for observer in self.proxy.observers:
-            observer.finished(exchange)

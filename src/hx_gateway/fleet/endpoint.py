@@ -74,6 +74,7 @@ class EndpointFacts:
     version: str = ""
     legacy_embeddings: bool | None = None  # True: only Ollama's old /api/embeddings with ``prompt``
     models: tuple[str, ...] = ()
+    loaded: frozenset[str] | None = None  # models in memory, where the server tells; None where it does not
     healthy: bool | None = None
     checked_s: float = 0.0
     error: str = ""

@@ -178,6 +178,7 @@ class Monitor:
             facts.version = result.version
         if result.models is not None:
             facts.models = result.models
+        facts.loaded = result.loaded
         if result.legacy_embeddings is not None and not schedule.legacy_pinned:
             facts.legacy_embeddings = result.legacy_embeddings
 

@@ -63,6 +63,7 @@ class ProbeResult:
     version: str = ""
     models: tuple[str, ...] | None = None
     legacy_embeddings: bool | None = None
+    loaded: frozenset[str] | None = None
 
 
 Probe = Callable[[Fetch, Endpoint], Awaitable[ProbeResult]]
@@ -121,7 +122,7 @@ def legacy_embeddings(version: str) -> bool | None:
 
 
 async def ollama(fetch: Fetch, endpoint: Endpoint) -> ProbeResult:
-    """Probe an Ollama server: its version, then the models it has pulled."""
+    """Probe an Ollama server: its version, the models it has pulled, and those it has in memory."""
     answer = await fetch(endpoint, "/api/version")
     if _credentials_refused(answer):
         return ProbeResult(False, _CREDENTIALS)
@@ -132,7 +133,9 @@ async def ollama(fetch: Fetch, endpoint: Endpoint) -> ProbeResult:
         return ProbeResult(False, "GET /api/version did not answer like Ollama; check the endpoint's provider")
     tags = await fetch(endpoint, "/api/tags")
     models = _names(_section(tags.json(), "models"), "name", "model") if tags.status == 200 else None
-    return ProbeResult(True, "", version[:64], models, legacy_embeddings(version))
+    running = await fetch(endpoint, "/api/ps")
+    loaded = frozenset(_names(_section(running.json(), "models"), "name", "model")) if running.status == 200 else None
+    return ProbeResult(True, "", version[:64], models, legacy_embeddings(version), loaded)
 
 
 async def openai(fetch: Fetch, endpoint: Endpoint) -> ProbeResult:

@@ -53,6 +53,7 @@ class OllamaProvider:
             calls = ollama_embeddings.embeddings(decoded(exchange.body), deployment, base)
         else:
             raise Failure(NOT_FOUND, "Ollama has no such route; send the request to a model on another engine")
+        calls[0].dropped = ollama_request.unsupported(exchange.body) if route is not EMBEDDINGS else ()
         return calls[0] if len(calls) == 1 else calls
 
     def whole(self, exchange: Exchange, deployment: Any, body: bytes) -> bytes:

@@ -146,5 +146,3 @@ def _retry_after_s(headers: Headers) -> float | None:
         if name == b"retry-after" and value.isdigit():
             return float(value)
     return None
-
-

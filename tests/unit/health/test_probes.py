@@ -20,7 +20,7 @@ async def test_ollama_tells_version_and_models() -> None:
         result = await ollama(fetch, server.endpoint())
     assert result.healthy and result.version == "0.13.5" and result.legacy_embeddings is False
     assert result.models == ("llama3.2:3b", "phi3:latest")
-    assert server.asked == ["/api/version", "/api/tags"]
+    assert server.asked == ["/api/version", "/api/tags", "/api/ps"]
 
 
 async def test_ollama_without_a_list_is_still_healthy_and_keeps_what_was_known() -> None:

@@ -22,10 +22,11 @@ def unknown(name: str, registry: Registry, exchange: Exchange) -> Failure:
 
 def build(gateway: Any) -> Stage | None:
     """The stage for a gateway; it reads the gateway's current registry at every request."""
+    by_name = gateway.config.gateway.model_routing_enabled
 
     def resolve(exchange: Exchange) -> None:
         registry: Registry = gateway.registry
-        name = exchange.facts.model
+        name = exchange.facts.model if by_name else registry.default
         if not name:
             header = exchange.notes.get(b"x-hx-model-group")
             name = header.decode("utf-8", "replace").strip() if header else registry.default

@@ -1,0 +1,385 @@
+"""One exchange on its way through attempts to its answer: leases a deployment, handles its calls, and ends exactly once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from hx_gateway.core import errors
+from hx_gateway.core.context import Exchange
+from hx_gateway.core.errors import Blame, ErrorKind, Failure
+from hx_gateway.core.interfaces import Call, Headers, Provider, StreamReader
+from hx_gateway.dataplane.answer import EVENTS, JSON, request_id
+from hx_gateway.dataplane.fanout import Fanout
+from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.openai.answers import as_stream
+from hx_gateway.openai.sse import error_event
+
+if TYPE_CHECKING:
+    from hx_gateway.dataplane.proxy import Proxy
+    from hx_gateway.fleet.registry import Target
+
+_ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
+_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
+_BEAT = b": waiting for the model\n\n"
+_log = logging.getLogger(__name__)
+
+
+class Run:
+    """One exchange on its way: owns it, handles its calls, counts its lease on a deployment exactly once.
+
+    The lease (``in_flight`` of deployment and endpoint) is taken in `attempt` and given back in `_release`, which every
+    end of an attempt goes through.
+    """
+
+    __slots__ = (
+        "beat_s", "begun", "call", "deployment", "done", "dropped", "exchange", "id_line", "loading", "opened", "provider", "proxy", "reader",
+        "total_at_s", "tried",
+    )  # fmt: skip
+
+    def __init__(self, proxy: Proxy, exchange: Exchange) -> None:
+        self.proxy = proxy
+        self.exchange = exchange
+        self.call: Call | None = None
+        self.deployment: Deployment | None = None
+        self.reader: StreamReader | None = None
+        self.begun = False  # an event of the answer was passed on
+        self.opened = False  # the head was sent
+        self.loading = False
+        self.dropped: Sequence[str] = ()
+        self.done = False
+        self.tried: list[Deployment] = []
+        self.beat_s = 0.0
+        limit_s = proxy.total_s
+        if exchange.timeout_s and not 0.0 < limit_s < exchange.timeout_s:
+            limit_s = exchange.timeout_s  # the client's own, where it is the shorter one
+        self.total_at_s = exchange.received_s + limit_s if limit_s else inf
+        self.id_line = b"x-request-id: %b\r\n" % request_id(exchange)  # both ways
+        exchange.owner = self
+
+    def __repr__(self) -> str:
+        return f"<Run {self.exchange!r} on {self.deployment!r} tried={len(self.tried)}>"
+
+    # An attempt
+
+    def attempt(self, last: Failure | None = None) -> None:
+        """Send the request to the next deployment; ``last`` is what the previous one failed with."""
+        exchange = self.exchange
+        target: Target = exchange.candidates
+        now_s = monotonic()
+        deployment = self.proxy.router.choose(target, self.tried, now_s)
+        if deployment is None:
+            self._answer_failure(self._exhausted(target, last, now_s))
+            return
+        endpoint = deployment.endpoint
+        deployment.in_flight += 1
+        endpoint.in_flight += 1
+        if deployment.breaker.state != "closed":
+            deployment.breaker.start()
+        if endpoint.breaker.state != "closed":
+            endpoint.breaker.start()
+        self.deployment = exchange.deployment = deployment
+        exchange.attempts += 1
+        exchange.call_s = now_s
+        self.provider: Provider = endpoint.provider or self.proxy.guess(endpoint)
+        try:
+            outgoing = self.provider.prepare(exchange, deployment)
+        except Failure as failure:
+            self._failed(failure)
+            return
+        except Exception:  # blame: the gateway's own; a lease must not leak with it
+            _log.exception("provider %s failed to prepare request %s", self.provider.name, exchange.id)
+            self._failed(Failure(errors.INTERNAL, f"an internal error occurred; it is logged under request id {exchange.id}"))
+            return
+        loaded = endpoint.facts.loaded
+        self.loading = loaded is not None and deployment.upstream_model not in loaded
+        first_byte_s = endpoint.deadlines.load_s if self.loading else 0.0
+        if isinstance(outgoing, list):
+            for part in outgoing:
+                part.headers += self.id_line
+            self.dropped = outgoing[0].dropped
+            Fanout(endpoint.pool, outgoing, self, self.total_at_s, first_byte_s).start()
+            return
+        outgoing.headers += self.id_line
+        self.dropped = outgoing.dropped
+        if outgoing.stream and not self.opened:
+            self.proxy.wait(self, now_s)
+        endpoint.pool.send(outgoing, self, self.total_at_s, first_byte_s)
+
+    def beat(self, now_s: float) -> None:
+        """Tell a client that waits for a stream that it is not forgotten; from here on the status is 200."""
+        self.beat_s = now_s
+        if not self.opened:
+            self._open()
+        self.exchange.client.write(_BEAT)
+
+    def _exhausted(self, target: Target, last: Failure | None, now_s: float) -> Failure:
+        """What to answer when nothing is left to try."""
+        if last is None:
+            busy = any(deployment.full for deployment in target.deployments)
+            wait_s = 1.0 if busy else self.proxy.router.retry_after_s(target, now_s)
+            why = "is at its limit of concurrent requests" if busy else "is failing and being rested"
+            return Failure(
+                errors.UPSTREAM_BUSY if busy else errors.NO_DEPLOYMENT,
+                f"no deployment of {target.name!r} can take the request now: every one {why}",
+                retry_after_s=wait_s,
+            )
+        if last.kind is errors.UPSTREAM_BUSY and last.retry_after_s is None:
+            last.retry_after_s = 1.0
+        elif last.kind.blame is Blame.ENDPOINT and self.exchange.attempts > 1:
+            last.should_retry = False  # our own tries are spent; a client that repeats them multiplies the load
+        return last
+
+    # What comes of a call
+
+    def answered(self, status: int, headers: Headers, body: bytes) -> None:
+        if self.done:
+            return
+        deployment = self.deployment
+        assert deployment is not None
+        exchange = self.exchange
+        if not exchange.first_byte_s:
+            exchange.first_byte_s = monotonic()
+        provider = self.provider
+        try:
+            if not 200 <= status < 300:
+                failure = provider.failure(exchange, deployment, status, headers, body)
+                failure.message = failure.message.replace("\n", " ")
+                self._failed(failure)
+                return
+            body = provider.whole(exchange, deployment, body)
+            if exchange.facts.stream:  # the server does not stream, though asked
+                body = as_stream(body, exchange.facts.include_usage)
+        except Failure as failure:
+            self._failed(failure)
+            return
+        except Exception:  # blame: an answer our reading did not foresee is the server's; the trace goes to the log
+            _log.exception("answer of %s to request %s could not be read", deployment.endpoint.name, exchange.id)
+            self._failed(Failure(errors.BAD_RESPONSE, "the model server's answer could not be read"))
+            return
+        self._answer(body, EVENTS if exchange.facts.stream else JSON)
+
+    def joined(self, bodies: list[bytes]) -> None:
+        """All parts of a request of several calls were answered."""
+        deployment = self.deployment
+        assert deployment is not None
+        exchange = self.exchange
+        exchange.first_byte_s = monotonic()
+        try:
+            body = self.provider.join(exchange, deployment, bodies)
+        except Failure as failure:
+            self._failed(failure)
+            return
+        self._answer(body, JSON)
+
+    def began(self, status: int, headers: Headers) -> bool:
+        self.exchange.first_byte_s = monotonic()
+        if status != 200:
+            return False
+        for name, value in headers:
+            if name == b"content-type":
+                if value.lower().startswith(_STREAM_TYPES):
+                    break
+                return False
+        deployment = self.deployment
+        assert deployment is not None
+        self.reader = self.provider.reader(self.exchange, deployment)
+        return True
+
+    def received(self, data: bytes) -> None:
+        reader = self.reader
+        if reader is None or self.done:
+            return
+        data = reader.feed(data)
+        if data:
+            if not self.begun:
+                self._begin()
+            self.exchange.client.write(data)
+        if reader.failure is not None:
+            self._broke(reader.failure)
+
+    def ended(self) -> None:
+        reader = self.reader
+        if reader is None or self.done:
+            return
+        data = reader.finish()
+        if reader.failure is not None:
+            if data and self.begun:
+                self.exchange.client.write(data)
+            self._broke(reader.failure)
+            return
+        if not self.begun:
+            self._begin()
+        self._succeeded(200)
+        self.exchange.client.end(data)
+
+    def failed(self, kind: ErrorKind, message: str) -> None:
+        if self.done:
+            return
+        deployment = self.deployment
+        assert deployment is not None
+        if self.loading and kind is errors.FIRST_BYTE_TIMEOUT:
+            kind, message = errors.LOAD_TIMEOUT, "the model was not loaded in time (performance.load_timeout_seconds)"
+        self._broke(Failure(kind, f"{message} ({deployment.endpoint.name})"))
+
+    # The client
+
+    def client_gone(self) -> None:
+        if self.done:
+            return
+        if self.call is not None:
+            self.call.cancel()
+        deployment = self._release()
+        deployment.breaker.abandoned()
+        deployment.endpoint.breaker.abandoned()
+        exchange = self.exchange
+        exchange.status = errors.CLIENT_CLOSED.status
+        exchange.outcome = errors.CLIENT_CLOSED
+        self._finish()
+
+    def pause(self) -> None:
+        if self.call is not None:
+            self.call.pause()
+
+    def resume(self) -> None:
+        if self.call is not None:
+            self.call.resume()
+
+    # Ends
+
+    def _head(self, kind: bytes) -> bytes:
+        exchange = self.exchange
+        deployment = self.deployment
+        assert deployment is not None
+        identity = exchange.identity
+        shown = identity is None or identity.show_endpoints
+        lines = b"%b%b%b%b%b" % (
+            kind,
+            self.id_line,
+            exchange.candidates.head,
+            deployment.response_head,
+            deployment.endpoint.response_head if shown else b"",
+        )
+        if exchange.attempts > 1:
+            lines += b"x-hx-attempts: %d\r\n" % exchange.attempts
+        if self.dropped:
+            lines += b"x-hx-params-dropped: %b\r\n" % ", ".join(self.dropped).encode("ascii", "replace")
+        return lines
+
+    def _open(self) -> None:
+        self.opened = True
+        self.exchange.client.begin(self.exchange, 200, self._head(EVENTS))
+
+    def _begin(self) -> None:
+        self.begun = True
+        self.proxy.waiting.discard(self)
+        if not self.opened:
+            self._open()
+
+    def _answer(self, body: bytes, kind: bytes) -> None:
+        self._succeeded(200)
+        exchange = self.exchange
+        if self.opened:
+            exchange.client.end(body)
+        else:
+            exchange.client.respond(exchange, 200, self._head(kind), body)
+
+    def _succeeded(self, status: int) -> None:
+        deployment = self._release()
+        breaker = deployment.breaker
+        if breaker.failures or breaker.state != "closed":
+            breaker.succeeded()
+        breaker = deployment.endpoint.breaker
+        if breaker.failures or breaker.state != "closed":
+            breaker.succeeded()
+        exchange = self.exchange
+        waited_s = exchange.first_byte_s - exchange.call_s
+        deployment.first_byte_s += (waited_s - deployment.first_byte_s) * (0.2 if deployment.first_byte_s else 1.0)
+        for observer in self.proxy.observers:
+            observer.attempted(exchange, None)
+        exchange.status = status
+        self._finish()
+
+    def _broke(self, failure: Failure) -> None:
+        """The call failed, or its stream reported an error."""
+        if self.call is not None:
+            self.call.cancel()
+        if not self.begun:
+            self._failed(failure)
+            return
+        if failure.kind.elsewhere:  # too late to go elsewhere: text was passed on
+            kind = errors.STREAM_STALLED if failure.kind is errors.FIRST_BYTE_TIMEOUT else errors.STREAM_BROKEN
+            failure = Failure(kind, failure.message)
+        self._blame(self._release(), failure)
+        exchange = self.exchange
+        exchange.outcome = failure.kind
+        exchange.status = 200
+        self._finish()
+        exchange.client.end(error_event(failure))
+
+    def _failed(self, failure: Failure) -> None:
+        """The attempt failed before anything was passed on: go elsewhere, or answer with the failure."""
+        deployment = self._release()
+        self._blame(deployment, failure)
+        if failure.kind.elsewhere:
+            exchange = self.exchange
+            self.call = self.reader = None
+            exchange.first_byte_s = 0.0
+            exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
+            self.tried.append(deployment)
+            if exchange.attempts < self.proxy.max_attempts and monotonic() < self.total_at_s:
+                self.attempt(failure)
+                return
+            failure = self._exhausted(exchange.candidates, failure, monotonic())
+        self._answer_failure(failure)
+
+    def _blame(self, deployment: Deployment, failure: Failure) -> None:
+        kind = failure.kind
+        mine, servers = deployment.breaker, deployment.endpoint.breaker
+        if kind in _ON_ENDPOINT:
+            servers.failed(monotonic())
+            mine.abandoned()
+        elif kind.breaks:
+            mine.failed(monotonic())
+            servers.abandoned()
+        elif kind.blame is Blame.CLIENT:  # it answered, and rightly so
+            mine.succeeded()
+            servers.succeeded()
+        else:
+            mine.abandoned()
+            servers.abandoned()
+        for observer in self.proxy.observers:
+            observer.attempted(self.exchange, failure)
+
+    def _release(self) -> Deployment:
+        deployment = self.deployment
+        assert deployment is not None
+        deployment.in_flight -= 1
+        deployment.endpoint.in_flight -= 1
+        return deployment
+
+    def _answer_failure(self, failure: Failure) -> None:
+        if self.opened:  # by a sign of life: the status is gone, the failure is an event
+            exchange = self.exchange
+            exchange.outcome = failure.kind
+            exchange.status = 200
+            self._finish()
+            exchange.client.end(error_event(failure))
+            return
+        self.done = True
+        self.proxy.waiting.discard(self)
+        self.proxy.in_flight -= 1
+        self.exchange.owner = None
+        self.proxy.refuse(self.exchange, failure)
+
+    def _finish(self) -> None:
+        self.done = True
+        self.proxy.waiting.discard(self)
+        self.proxy.in_flight -= 1
+        exchange = self.exchange
+        exchange.owner = None
+        for observer in self.proxy.observers:
+            observer.finished(exchange)
