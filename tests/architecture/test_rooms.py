@@ -27,7 +27,9 @@ def test_no_room_is_too_long(path: Path) -> None:
 
 
 def test_the_house_is_small() -> None:
-    assert sum(len(lines_of(path)) for path in modules()) < LARGEST_HOUSE
+    # testing/ ships for plugin authors and is not part of what must be read to know the gateway (decision 6)
+    rooms = [path for path in modules() if "testing" not in path.parts]
+    assert sum(len(lines_of(path)) for path in rooms) < LARGEST_HOUSE
 
 
 @every_module
