@@ -76,6 +76,7 @@ class Door(Reader):
         self.closing = True
         self.deadline_s = inf
         self.waiting.clear()
+        self.parser = None  # type: ignore[assignment]  # it holds our callbacks: without this only the collector frees us
         exchange, cold = self.exchange, self.cold
         self.exchange = self.cold = None
         if exchange is not None and exchange.owner is not None:

@@ -147,6 +147,7 @@ class Connection(asyncio.Protocol):
         phase = self.phase
         self.phase = CLOSED
         self.pool.lost(self)
+        self.parser = None  # type: ignore[assignment]  # it holds our callbacks: without this only the collector frees us
         handler = self.handler
         if handler is None:
             return
