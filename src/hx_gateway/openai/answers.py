@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import struct
 from typing import Any
@@ -76,17 +77,20 @@ def checked(exchange: Exchange, body: bytes) -> bytes:
     return body
 
 
-def checked_embeddings(exchange: Exchange, body: bytes, expected: int, as_base64: bool) -> bytes:
+def checked_embeddings(exchange: Exchange, body: bytes, expected: int, as_base64: bool, wanted: int = 0, may_cut: bool = False) -> bytes:
     """A whole answer to an embeddings request, ready for the client.
 
     Args:
         exchange: Filled with token counts.
         body: The server's answer, vectors as lists of floats (a base64 vector passes where base64 was asked for).
-        expected: Length every vector must have; 0 for any.
+        expected: Length the model's vectors have by configuration; 0 for any.
         as_base64: Whether the client wants little-endian float32 in base64.
+        wanted: Length the client asked for; 0 for the model's own.
+        may_cut: Whether a longer vector may be shortened to ``wanted``.
 
     Raises:
-        Failure: ``bad_upstream_response`` for an empty, nested, missing or wrongly sized vector.
+        Failure: ``bad_upstream_response`` for an empty, nested, missing or wrongly sized vector; ``unsupported_parameter`` where the
+            server does not heed the length that was asked for.
     """
     try:
         answer = _decode_embeddings(_skeleton(body))
@@ -105,8 +109,8 @@ def checked_embeddings(exchange: Exchange, body: bytes, expected: int, as_base64
             raise _bad("an embedding is empty or missing")
         if vector[1:].lstrip()[:1] == b"[":
             raise _bad("an embedding is a list of vectors; the server must pool them into one per input")
-    if as_base64 or expected or any(bytes(item.embedding)[:1] == b'"' for item in answer.data):
-        return _reencoded(exchange, body, expected, as_base64)
+    if as_base64 or expected or wanted or any(bytes(item.embedding)[:1] == b'"' for item in answer.data):
+        return _reencoded(exchange, body, expected, as_base64, wanted, may_cut)
     if answer.model != exchange.asked and answer.model is not None:
         return _renamed(body, answer.model, exchange.asked)
     return body
@@ -147,16 +151,46 @@ def _flat(body: bytes, opening: int, closing: int) -> bool:
     )
 
 
-def _reencoded(exchange: Exchange, body: bytes, expected: int, as_base64: bool) -> bytes:
+def _reencoded(exchange: Exchange, body: bytes, expected: int, as_base64: bool, wanted: int, may_cut: bool) -> bytes:
     whole: dict[str, Any] = msgspec.json.decode(body)
     for item in whole["data"]:
-        vector = floats(item["embedding"])
-        if expected and len(vector) != expected:
-            raise _bad(f"an embedding has {len(vector)} dimensions where the model is configured with {expected}")
+        vector = fitted(floats(item["embedding"]), expected, wanted, may_cut)
         item["embedding"] = encoded(vector) if as_base64 else vector
     if "model" in whole:
         whole["model"] = exchange.asked
     return msgspec.json.encode(whole)
+
+
+def fitted(vector: list[float], expected: int, wanted: int, may_cut: bool) -> list[float]:
+    """A vector in the length the client shall get.
+
+    Args:
+        vector: As the server gave it.
+        expected: Length it has by configuration; 0 for any.
+        wanted: Length the client asked for; 0 for the model's own.
+        may_cut: Whether a longer vector may be shortened to ``wanted`` and brought back to length one.
+
+    Raises:
+        Failure: ``bad_upstream_response`` where the length is neither of both; ``unsupported_parameter`` where the server gave the
+            model's own length and that may not be cut: the client's matter, so that no breaker opens over it.
+    """
+    length = len(vector)
+    if wanted and length == wanted:
+        return vector
+    if expected and length != expected:
+        raise _bad(f"an embedding has {length} dimensions where the model is configured with {expected}")
+    if not wanted:
+        return vector
+    if not may_cut or length < wanted:
+        raise Failure(
+            errors.UNSUPPORTED_PARAMETER,
+            f"dimensions: the model's embeddings have {length} dimensions, and its server gives no others; ask without 'dimensions'"
+            + ("" if length < wanted else ", or have the operator set truncate_dimensions for the model"),
+            param="dimensions",
+        )
+    head = vector[:wanted]
+    norm = math.sqrt(math.fsum(value * value for value in head))
+    return [value / norm for value in head] if norm else head
 
 
 def floats(vector: Any) -> list[float]:

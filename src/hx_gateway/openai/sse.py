@@ -22,6 +22,8 @@ _null_usage = re.compile(rb', ?"usage" ?: ?null')
 
 class _Choice(msgspec.Struct):
     finish_reason: str | None = None
+    text: msgspec.Raw = msgspec.Raw()
+    delta: msgspec.Raw = msgspec.Raw()
 
 
 class _Chunk(msgspec.Struct):
@@ -58,8 +60,9 @@ def said_error(raw: bytes, default: str) -> str:
 class Relay:
     """Passes an OpenAI stream on, whole events at a time.
 
-    It reads the usage (and strips it if the client did not ask), gives the answer the name the client asked for,
-    finds errors, and knows whether the stream came to its end: by ``[DONE]``, or at least by a finish reason.
+    It reads the usage (and strips it if the client did not ask, or else gives it a chunk of its own without choices),
+    gives the answer the name the client asked for, finds errors, and knows whether the stream came to its end: by
+    ``[DONE]``, or at least by a finish reason.
     The first event is held until it proves to be no error, so that an early failure still has a proper status.
 
     Args:
@@ -68,7 +71,7 @@ class Relay:
     """
 
     __slots__ = (
-        "_before", "_cr", "_done", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_rename", "_started", "failure",
+        "_before", "_cr", "_done", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_owed", "_rename", "_started", "failure",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, keep_usage: bool) -> None:
@@ -80,6 +83,7 @@ class Relay:
         self._started = False
         self._done = False
         self._finished = False
+        self._owed = b""  # a usage chunk to send at the end
         self._rename: tuple[bytes, bytes] | None = None
         self.failure: Failure | None = None
 
@@ -125,7 +129,7 @@ class Relay:
         elif not self._done and not self._finished and not _finish.search(self._last) and not _finish.search(self._before):
             self.failure = Failure(errors.STREAM_BROKEN, "the model server ended its stream before the answer was complete")
         else:
-            rest += DONE
+            rest += self._owed + DONE
         return rest
 
     def _hold(self, data: bytes) -> bytes:
@@ -206,11 +210,20 @@ class Relay:
                 note_usage(self._exchange, chunk.usage)
                 if any(choice.finish_reason for choice in chunk.choices or ()):
                     self._finished = True
-                if not self._keep_usage:
-                    stripped = _without_usage(payload, chunk)
-                    if stripped is None:
+                if not chunk.choices:
+                    self._owed = b""
+                    if not self._keep_usage:
                         continue
-                    part = b"data: " + stripped
+                elif not self._keep_usage or self._finished or _is_empty(chunk):
+                    whole = msgspec.json.decode(payload)
+                    counted = whole.pop("usage")
+                    if self._rename is not None and "model" in whole:
+                        whole["model"] = self._exchange.asked  # encoded anew, it may be spelt otherwise than `_rename` looks for
+                    if self._keep_usage:
+                        self._owed = event(msgspec.json.encode({**whole, "choices": [], "usage": counted}))
+                    if _is_empty(chunk):
+                        continue
+                    part = b"data: " + msgspec.json.encode(whole)
             kept.append(part)
         return b"\n\n".join(kept) + b"\n\n" if kept else b""
 
@@ -226,13 +239,9 @@ def _payload(part: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def _without_usage(payload: bytes, chunk: _Chunk) -> bytes | None:
-    """The chunk without its usage; None where it carries nothing else."""
-    if not chunk.choices:
-        return None
-    whole: dict[str, Any] = msgspec.json.decode(payload)
-    del whole["usage"]
-    choices = whole["choices"]
-    if len(choices) == 1 and not choices[0].get("delta") and not choices[0].get("finish_reason") and not choices[0].get("text"):
-        return None  # one empty choice, made only to carry the usage
-    return msgspec.json.encode(whole)
+def _is_empty(chunk: _Chunk) -> bool:
+    """Whether the only choice is an empty one, made to carry the usage."""
+    if chunk.choices is None or len(chunk.choices) != 1:
+        return False
+    (choice,) = chunk.choices
+    return not choice.finish_reason and bytes(choice.text) in (b"", b'""', b"null") and bytes(choice.delta) in (b"", b"{}", b"null")

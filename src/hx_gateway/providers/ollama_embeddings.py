@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import sys
 from array import array
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import msgspec
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import BAD_RESPONSE, Failure
 from hx_gateway.core.interfaces import Outgoing
+from hx_gateway.openai.answers import fitted
 from hx_gateway.providers.ollama_request import keep_alive
 from hx_gateway.providers.ollama_values import Body, decoded, flag, integer, invalid, options, unsupported_by_ollama
 
@@ -124,13 +124,6 @@ def _vectors(body: bytes) -> tuple[list[list[float]], int | None]:
     raise _bad("the model server's answer holds no embeddings")
 
 
-def _cut(vector: list[float], length: int) -> list[float]:
-    """The first ``length`` numbers, brought back to length one."""
-    head = vector[:length]
-    norm = math.sqrt(math.fsum(value * value for value in head))
-    return [value / norm for value in head] if norm else head
-
-
 def _little_endian(vector: list[float]) -> str:
     packed = array("f", vector)
     if sys.byteorder == "big":
@@ -142,7 +135,7 @@ def embedding_list(exchange: Exchange, deployment: Any, bodies: Sequence[bytes])
     """The answers as one OpenAI embedding list, in the order of the input; fills the exchange's token counts.
 
     Raises:
-        Failure: A vector is missing, empty, or of the wrong length (`BAD_RESPONSE`).
+        Failure: A vector is missing, empty, or of the wrong length (`BAD_RESPONSE`); the server does not heed ``dimensions`` (400).
     """
     asked = decoded(exchange.body)
     texts = inputs(asked)
@@ -156,17 +149,13 @@ def embedding_list(exchange: Exchange, deployment: Any, bodies: Sequence[bytes])
     if len(vectors) != len(texts):
         raise _bad(f"the model server gave {len(vectors)} vectors for {len(texts)} texts")
     wanted = integer(asked, "dimensions", 1, 1 << 20)
-    expected = wanted or settings.dimensions
     length = len(vectors[0])
     for index, vector in enumerate(vectors):
         if not vector:
             raise _bad(f"the model server gave an empty vector for input {index}")
         if len(vector) != length:
             raise _bad(f"the model server gave vectors of different lengths ({length} and {len(vector)})")
-    if expected and length != expected:
-        if not (wanted and settings.truncate_dimensions and length > wanted):
-            raise _bad(f"the model server gave vectors of length {length}, not {expected}")
-        vectors = [_cut(vector, wanted) for vector in vectors]
+    vectors = [fitted(vector, settings.dimensions or 0, wanted or 0, settings.truncate_dimensions) for vector in vectors]
     exchange.estimated = counted is None
     if counted is None:
         counted = sum(max(1, -(-len(text) // 4)) for text in texts)

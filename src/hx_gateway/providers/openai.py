@@ -44,8 +44,15 @@ class OpenAIProvider:
     def whole(self, exchange: Exchange, deployment: Any, body: bytes) -> bytes:
         if exchange.route is EMBEDDINGS:
             facts: EmbeddingsFacts = exchange.facts
-            expected = facts.dimensions or deployment.options.dimensions or 0
-            return answers.checked_embeddings(exchange, body, expected, facts.encoding_format == "base64")
+            options = deployment.options
+            return answers.checked_embeddings(
+                exchange,
+                body,
+                options.dimensions or 0,
+                facts.encoding_format == "base64",
+                facts.dimensions or 0,
+                options.truncate_dimensions,
+            )
         return answers.checked(exchange, body)
 
     def join(self, exchange: Exchange, deployment: Any, bodies: Sequence[bytes]) -> bytes:
@@ -85,7 +92,8 @@ class OpenAIProvider:
         kind = errors.UPSTREAM_REFUSED
         if status == 400 and any(word in message.lower() for word in _context_words):
             kind = errors.CONTEXT_LENGTH
-        shaped = said is not None and said[:1] == b"{"
+        # A code that clients act upon is said in our words; what only people read, in the server's own.
+        shaped = kind is not errors.CONTEXT_LENGTH and said is not None and said[:1] == b"{"
         return Failure(
             kind,
             message or f"the model server refused the request with status {status}",
@@ -100,7 +108,14 @@ def _stream_options(body: bytes) -> dict[str, Any]:
 
 
 def _embeddings(body: bytes, facts: EmbeddingsFacts, options: Any) -> bytes:
-    """Ask for floats, whatever the client wants (base64 is made here); never forward a null; name the field as the server wants it."""
+    """Ask for floats, whatever the client wants (base64 is made here); never forward a null; name the field as the server wants it.
+
+    Raises:
+        Failure: The client asks for longer vectors than the model has (400).
+    """
+    if facts.dimensions is not None and options.dimensions and facts.dimensions > options.dimensions:
+        message = f"dimensions: must be at most {options.dimensions}, the length of this model's embeddings"
+        raise Failure(errors.INVALID_VALUE, message, param="dimensions")
     if facts.encoding_format == "base64":
         if facts.plain:
             body = _base64_format.sub(rb'\1"float"', body, count=1)
