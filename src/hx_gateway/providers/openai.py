@@ -19,6 +19,7 @@ from hx_gateway.openai.sse import Relay, said_error
 _ASK_USAGE = b'"stream_options":{"include_usage":true}'
 _base64_format = re.compile(rb'("encoding_format"[ \t\r\n]*:[ \t\r\n]*)"base64"')
 _context_words = ("context length", "context_length", "context size", "context window", "maximum context", "too many tokens")
+_too_large = "is too large to process"  # llama.cpp says so with status 500 of an input to embed, though nothing is wrong with it
 
 
 class OpenAIProvider:
@@ -83,6 +84,8 @@ class OpenAIProvider:
                 f"the model server does not serve {deployment.upstream_model!r} on this route: {message or 'not found'}",
                 upstream_status=502,
             )
+        if status == 500 and _too_large in message:
+            return Failure(errors.CONTEXT_LENGTH, message, param="input" if exchange.route is EMBEDDINGS else "messages")
         if status >= 500 or status < 400:
             return Failure(
                 errors.UPSTREAM_ERROR,
