@@ -107,6 +107,10 @@ class Gateway:
         endpoint = self.registry.forward_to
         if endpoint is None:
             raise Failure(errors.NOT_FOUND, f"no route {exchange.target.decode('latin-1')}, and no default upstream is configured")
+        identity = exchange.identity
+        if identity is not None and identity.models is not None:
+            # What is forwarded is not read, so it cannot be held to a list of models.
+            raise Failure(errors.MODEL_NOT_ALLOWED, "the API key is limited to certain models, and this route is passed on unread")
         Forward(self.proxy, exchange, endpoint).start()
 
     def share(self, limit: int) -> int:

@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -31,12 +32,16 @@ class GatewayProcess:
         environment: Further environment variables.
         workers: Processes that share the port.
         key: Value of ``MASTER_KEY``; empty for none.
+        verify: PEM file of the authority of its certificate, where it speaks TLS.
     """
 
-    def __init__(self, config: str, environment: dict[str, str] | None = None, workers: int = 1, key: str = KEY) -> None:
+    def __init__(
+        self, config: str, environment: dict[str, str] | None = None, workers: int = 1, key: str = KEY, verify: str = ""
+    ) -> None:
         self.port = free_port()
         self.key = key
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if verify else 'http'}://127.0.0.1:{self.port}"
+        self._tls = ssl.create_default_context(cafile=verify) if verify else None
         self._folder = tempfile.TemporaryDirectory(prefix="hx-test-")
         self.path = Path(self._folder.name) / "gateway.yaml"
         self.path.write_text(config)
@@ -67,7 +72,11 @@ class GatewayProcess:
         while time.monotonic() < give_up_s:
             if self.process.poll() is not None:
                 raise AssertionError(f"the gateway ended with status {self.process.returncode}:\n{self.log}")
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+            connection = (
+                http.client.HTTPSConnection("127.0.0.1", self.port, timeout=2, context=self._tls)
+                if self._tls
+                else http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+            )
             try:
                 connection.request("GET", "/readyz")
                 if connection.getresponse().status == 200:
