@@ -164,7 +164,15 @@ def errors_page() -> str:
 
 def pages() -> dict[str, str]:
     """Every generated page by its path below the documentation's directory."""
-    return {"reference/configuration.md": configuration_page(), "reference/errors.md": errors_page()}
+    from hx_gateway.cli import reference_surface as surface
+
+    return {
+        "reference/commands.md": surface.commands_page(),
+        "reference/configuration.md": configuration_page(),
+        "reference/errors.md": errors_page(),
+        "reference/http.md": surface.http_page(),
+        "reference/metrics.md": surface.metrics_page(),
+    }
 
 
 def stale(directory: Path) -> list[str]:
