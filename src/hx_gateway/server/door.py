@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HOT = {prefix + route.path.encode(): route for route in HOT_ROUTES for prefix in (b"/v1", b"")}
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _LINGER_S = 2.0
-_NEVER = b"\0"  # no request starts like this
+_NEVER = b"\0\0"  # no request starts like this; two bytes, so that no single byte found at an end matches
 _length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
 _BIG = 1 << 16  # bytes; a larger body is written beside its head instead of joined to it
 

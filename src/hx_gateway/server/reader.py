@@ -163,7 +163,8 @@ class Reader(asyncio.Protocol):
         """Headers that Connection names are for this hop only; they may come before or after it."""
         receiving = self.receiving
         assert receiving is not None
-        receiving.notes[b"connection"] = value
+        before = receiving.notes.get(b"connection")
+        receiving.notes[b"connection"] = value if before is None else before + b"," + value
 
     def on_headers_complete(self) -> None:
         receiving = self.receiving

@@ -17,7 +17,7 @@ from tests.integration.protocol.wire import one, request
 from tests.support.gateway import KEY
 
 FILE = Path(__file__).parents[4] / "shared" / "data" / "protocol" / "llhttp_request_cases.jsonl.gz"
-CASES: list[dict[str, Any]] = [json.loads(line) for line in gzip.open(FILE)] if FILE.exists() else []
+CASES: list[dict[str, Any]] = [json.loads(line) for line in gzip.decompress(FILE.read_bytes()).splitlines()] if FILE.exists() else []
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 _START = re.compile(rb"^([A-Z-]+) (/[^ ]*)( HTTP/1\.\d\r\n)", re.MULTILINE)
 

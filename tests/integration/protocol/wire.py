@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterable
@@ -123,10 +124,8 @@ class Client:
 
     def send(self, data: bytes) -> None:
         """Send; a connection that the gateway has closed already is no error."""
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.socket.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     def drip(self, data: bytes, size: int = 1) -> None:
         """Send in writes of ``size`` bytes."""
