@@ -286,6 +286,9 @@ class Connection(asyncio.Protocol):
             self.delimited = True
         if self.stream:
             handler = self.handler
+            outgoing = self.outgoing
+            if outgoing is not None and outgoing.method == b"HEAD":
+                self.complete = self.dirty = True  # whatever length its head gives, no body follows
             self.streaming = handler is not None and handler.began(status, self.headers)
 
     def on_body(self, body: bytes) -> None:
