@@ -14,7 +14,7 @@ from hx_gateway.core import errors
 from hx_gateway.core.context import HOT_ROUTES, Exchange
 from hx_gateway.core.errors import ErrorKind, error_body
 from hx_gateway.server.cold import Cold
-from hx_gateway.server.reader import Reader, Request
+from hx_gateway.server.reader import CONTINUE, Reader, Request
 
 if TYPE_CHECKING:
     from uvicorn.config import Config
@@ -90,7 +90,7 @@ class Door(Reader):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
-        fresh = self.receiving is None and self.exchange is None and self.cold is None and not self.waiting
+        fresh = self.receiving is None and self.exchange is None and self.cold is None and not self.waiting and not self.paused
         if fresh and self.memo is not None and data.startswith(self.memo_before):
             # A client that keeps its connection sends the same head again, but for the length: what was parsed and
             # found good once need not be parsed again. Any other head, and any body not whole, takes the parser.
@@ -137,6 +137,8 @@ class Door(Reader):
         elif self.cold is not None:
             self.deadline_s = inf
             self.cold.flow.resume_writing()
+        elif self.waiting:
+            asyncio.get_running_loop().call_soon(self._serve_waiting)
 
     # uvicorn
 
@@ -156,7 +158,8 @@ class Door(Reader):
         return self.exchange is not None or self.cold is not None
 
     def arrived(self, request: Request) -> None:
-        if self.exchange is not None or self.cold is not None or self.waiting:
+        # A client that does not read its answers is not read from, either.
+        if self.exchange is not None or self.cold is not None or self.waiting or self.paused:
             self.waiting.append(request)
             if not self.reading_paused:
                 self.reading_paused = True
@@ -203,20 +206,31 @@ class Door(Reader):
         """The answer under way is complete: close, or turn to the next request."""
         self.state.total_requests += 1
         if not self.keep_alive:
-            self.closing = True
-            self.transport.close()
+            if self.closing:
+                self._linger()
+            else:
+                self.closing = True
+                self.transport.close()
         elif self.waiting:
-            asyncio.get_running_loop().call_soon(self._serve_waiting)
+            self.deadline_s = monotonic() + self.hall.stall_s
+            if not self.paused:
+                asyncio.get_running_loop().call_soon(self._serve_waiting)
         else:
             hall = self.hall
-            self.deadline_s = monotonic() + (hall.idle_s if self.receiving is None else hall.body_s)
+            receiving = self.receiving
+            self.deadline_s = monotonic() + (hall.idle_s if receiving is None else hall.body_s)
+            if receiving is not None and self.expect and not self.in_head and not receiving.size and not receiving.http10:
+                self.transport.write(CONTINUE)  # it was not its turn when it asked
 
     def _serve_waiting(self) -> None:
-        if self.waiting and not self.closing and self.exchange is None and self.cold is None:
+        if self.waiting and not self.paused and self.exchange is None and self.cold is None and not self.transport.is_closing():
             request = self.waiting.popleft()
-            if not self.waiting and self.reading_paused:
-                self.reading_paused = False
-                self.transport.resume_reading()
+            if not self.waiting:
+                if self.closing:
+                    self.keep_alive = False  # what came after it was refused
+                elif self.reading_paused:
+                    self.reading_paused = False
+                    self.transport.resume_reading()
             self._serve(request)
 
     # The client side of the data plane
@@ -280,12 +294,13 @@ class Door(Reader):
     def refuse(self, kind: ErrorKind, message: str) -> None:
         """Answer a request that cannot be read, and close: nothing after it can be trusted to be a request."""
         self.receiving = None
-        self.waiting.clear()
-        if self.exchange is not None or self.cold is not None:
-            # An earlier request is still being answered; its answer is the last on this connection.
-            self.shutdown()
-            self.keep_alive = False
+        if self.exchange is not None or self.cold is not None or self.waiting:
+            # Earlier requests were good; the answer to the last of them is the last on this connection.
             self.closing = True
+            if not self.waiting:
+                self.keep_alive = False
+                if self.cold is not None:
+                    self.cold.cycle.keep_alive = False
             return
         body = error_body(kind, message)
         status = _STATUS[kind.status]
@@ -296,13 +311,20 @@ class Door(Reader):
         )
         self.closing = True
         self.transport.write(head + body)
-        # Closing with unread bytes would reset the connection and might take our answer with it: linger a little.
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close for writing, then wait a little: closing with unread bytes resets, and that might take our answer with it."""
+        transport = self.transport
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
             self.lingering = True
             self.deadline_s = monotonic() + _LINGER_S
+            if self.reading_paused:
+                self.reading_paused = False
+                transport.resume_reading()
         else:
-            self.transport.close()
+            transport.close()
 
     def expire(self) -> None:
         """The deadline of the current phase has passed."""

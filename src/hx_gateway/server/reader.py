@@ -17,13 +17,28 @@ if TYPE_CHECKING:
     from hx_gateway.core.context import Route
     from hx_gateway.server.hall import Hall
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _METHODS = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 
 
 class Request:
     """A request being received, or waiting its turn behind another on its connection."""
 
-    __slots__ = ("forward", "headers", "hosts", "http10", "keep_alive", "length", "method", "notes", "pieces", "route", "size", "target")
+    __slots__ = (
+        "chunked",
+        "forward",
+        "headers",
+        "hosts",
+        "http10",
+        "keep_alive",
+        "length",
+        "method",
+        "notes",
+        "pieces",
+        "route",
+        "size",
+        "target",
+    )
 
     route: Route
 
@@ -37,6 +52,7 @@ class Request:
         self.hosts = 0
         self.size = 0
         self.length = -1
+        self.chunked = False
         self.http10 = False
         self.keep_alive = True
 
@@ -56,7 +72,7 @@ class Reader(asyncio.Protocol):
     ``deadline_s`` is the monotonic time at which the coarse sweep ends the current phase.
     """
 
-    __slots__ = ("deadline_s", "expect", "hall", "head_bytes", "in_head", "parser", "raw", "receiving", "transport")
+    __slots__ = ("deadline_s", "expect", "hall", "head_bytes", "in_head", "offered", "parser", "raw", "receiving", "transport")
 
     transport: asyncio.Transport
 
@@ -69,6 +85,7 @@ class Reader(asyncio.Protocol):
         self.raw = 0
         self.in_head = False
         self.expect = False
+        self.offered = False  # an upgrade, by the request being received
 
     def arrived(self, request: Request) -> None:
         """A request is complete."""
@@ -116,6 +133,7 @@ class Reader(asyncio.Protocol):
         self.receiving = Request()
         self.in_head = True
         self.expect = False
+        self.offered = False
         self.raw = 0
         if not self.answering():
             self.deadline_s = monotonic() + self.hall.head_s
@@ -154,10 +172,14 @@ class Reader(asyncio.Protocol):
             self.expect = True
         elif name == b"connection":
             lowered = value.lower()
+            if b"upgrade" in lowered:
+                self.offered = True
             if b"," in lowered or lowered not in (b"keep-alive", b"close", b"upgrade"):
                 self._drop_named(lowered)
-        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-            raise Refused(errors.INVALID_HTTP, "the only transfer encoding understood is chunked")
+        elif name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise Refused(errors.INVALID_HTTP, "the only transfer encoding understood is chunked")
+            receiving.chunked = True
 
     def _drop_named(self, value: bytes) -> None:
         """Headers that Connection names are for this hop only; they may come before or after it."""
@@ -186,7 +208,7 @@ class Reader(asyncio.Protocol):
                 raise Refused(errors.INVALID_HTTP, "exactly one Host header is required")
         elif version == "1.0":
             receiving.http10 = True
-            if receiving.hosts > 1 or any(name.lower() == b"transfer-encoding" for name, _ in receiving.headers):
+            if receiving.hosts > 1 or receiving.chunked:
                 raise Refused(errors.INVALID_HTTP, "HTTP/1.0 has one Host header at most and no transfer encoding")
         else:
             raise Refused(errors.INVALID_HTTP, f"HTTP version {version} is not spoken here")
@@ -202,7 +224,7 @@ class Reader(asyncio.Protocol):
             if not self.answering():
                 self.deadline_s = monotonic() + hall.body_s
                 if self.expect and not receiving.http10:
-                    self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    self.transport.write(CONTINUE)
 
     def _without(self, receiving: Request, names: set[bytes]) -> None:
         lines = receiving.forward
@@ -221,15 +243,49 @@ class Reader(asyncio.Protocol):
     def on_message_complete(self) -> None:
         receiving = self.receiving
         assert receiving is not None
+        if self.offered and self.parser.should_upgrade() and (receiving.length > 0 or receiving.chunked):
+            return  # the parser takes the body for the other protocol: see `_upgraded`
         self.receiving = None
         self.arrived(receiving)
 
     def _upgraded(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> None:
         """An upgrade is offered, never taken: the request is served as it is, and what follows is HTTP as before."""
-        self.parser = httptools.HttpRequestParser(self)
+        receiving = self.receiving
+        if receiving is None:
+            self.parser = httptools.HttpRequestParser(self)
+        else:
+            self.parser = httptools.HttpRequestParser(_Resumed(self))
+            framing = b"transfer-encoding: chunked" if receiving.chunked else b"content-length: %d" % receiving.length
+            self.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n\r\n" % framing)
         rest = data[upgrade.args[0] :]
-        if self.receiving is not None:
-            receiving, self.receiving = self.receiving, None
-            self.refuse(errors.INVALID_HTTP, f"{receiving.method.decode('latin-1')} with an upgrade is not served")
-        elif rest:
+        if rest:
             self.data_received(rest)
+
+
+class _Resumed:
+    """Stands between a reader and a parser that is first told a head known already, so that it reads the body; then steps aside."""
+
+    __slots__ = ("_reader", "_told", "on_body", "on_message_complete")
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._told = False
+        self.on_body = reader.on_body
+        self.on_message_complete = reader.on_message_complete
+
+    def on_message_begin(self) -> None:
+        if self._told:
+            self._reader.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if self._told:
+            self._reader.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._told:
+            self._reader.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._told:
+            self._reader.on_headers_complete()
+        self._told = True
