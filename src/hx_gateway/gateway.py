@@ -24,7 +24,7 @@ from hx_gateway.fleet.endpoint import Endpoint
 from hx_gateway.health.discovery import discover
 from hx_gateway.health.monitor import Monitor
 from hx_gateway.providers import BUILT_IN as PROVIDERS
-from hx_gateway.routing.pickers import BUILT_IN as PICKERS
+from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.upstream.fetch import fetch
@@ -65,7 +65,7 @@ class Gateway:
         self._providers: dict[str, Provider] = {}
         self.assembly = Assembly(config, self.provider_named)
         self.registry = self.assembly.registry()
-        self.router = Router(lambda name: find("picker", name, PICKERS)())
+        self.router = Router(policy)
         balancer, performance = config.load_balancer, config.performance
         self.proxy = Proxy(
             self.router,
@@ -190,6 +190,7 @@ class Gateway:
         if known != self._known:
             self._known = known
             self.registry = self.assembly.registry()
+            self.proxy.plain = {}
 
     async def _keep_up(self) -> None:
         """Follow what probes find out about the fleet."""

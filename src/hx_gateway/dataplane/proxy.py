@@ -11,10 +11,13 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Observer, Provider, Response
 from hx_gateway.dataplane.answer import failure_lines, request_id
 from hx_gateway.dataplane.run import Run
+from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.router import Router
 
 if TYPE_CHECKING:
+    from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.endpoint import Endpoint
+    from hx_gateway.fleet.registry import Target
 
 
 class Proxy:
@@ -29,7 +32,7 @@ class Proxy:
         heartbeat_s: Seconds after which a client that waits for a stream gets a comment, and again; 0 for never.
     """
 
-    __slots__ = ("guess", "heartbeat_s", "in_flight", "max_attempts", "observers", "router", "total_s", "waiting")
+    __slots__ = ("guess", "heartbeat_s", "in_flight", "max_attempts", "observers", "plain", "router", "total_s", "waiting")
 
     def __init__(
         self,
@@ -47,7 +50,18 @@ class Proxy:
         self.total_s = total_s
         self.heartbeat_s = heartbeat_s
         self.waiting: set[Run] = set()  # streams without a first byte
+        self.plain: dict[Target, Ask] = {}  # of names whose policy asks nothing of the request; emptied on reload
         self.in_flight = 0
+
+    def ask(self, exchange: Exchange, tried: Sequence[Deployment] = ()) -> Ask:
+        """What the router needs to know of an exchange; the prompt is looked into only where the policy cares."""
+        target: Target = exchange.candidates
+        if tried:
+            return Ask(target, tried=tried)
+        ask = self.plain.get(target)
+        if ask is None:
+            ask = self.plain[target] = Ask(target)
+        return ask
 
     def wait(self, run: Run, now_s: float) -> None:
         """A stream was asked for and nothing has come yet."""

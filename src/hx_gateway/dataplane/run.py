@@ -15,12 +15,14 @@ from hx_gateway.core.interfaces import Call, Headers, Provider, StreamReader
 from hx_gateway.dataplane.answer import EVENTS, JSON, request_id
 from hx_gateway.dataplane.fanout import Fanout
 from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.pace import LESSON_S
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
 
 if TYPE_CHECKING:
     from hx_gateway.dataplane.proxy import Proxy
     from hx_gateway.fleet.registry import Target
+    from hx_gateway.routing.ask import Ask
 
 _ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
 _STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
@@ -36,7 +38,7 @@ class Run:
     """
 
     __slots__ = (
-        "beat_s", "begun", "call", "deployment", "done", "dropped", "exchange", "id_line", "loading", "opened", "provider", "proxy", "reader",
+        "ahead_s", "alone", "ask", "beat_s", "begun", "call", "deployment", "done", "dropped", "exchange", "id_line", "loading", "opened", "provider", "proxy", "reader",
         "total_at_s", "tried",
     )  # fmt: skip
 
@@ -52,6 +54,9 @@ class Run:
         self.dropped: Sequence[str] = ()
         self.done = False
         self.tried: list[Deployment] = []
+        self.ask: Ask | None = None
+        self.ahead_s = 0.0
+        self.alone = False
         self.beat_s = 0.0
         limit_s = proxy.total_s
         if exchange.timeout_s and not 0.0 < limit_s < exchange.timeout_s:
@@ -70,17 +75,26 @@ class Run:
         exchange = self.exchange
         target: Target = exchange.candidates
         now_s = monotonic()
-        deployment = self.proxy.router.choose(target, self.tried, now_s)
+        ask = self.ask
+        if ask is None:
+            ask = self.ask = self.proxy.ask(exchange)
+        router = self.proxy.router
+        deployment = router.choose(ask, now_s)
         if deployment is None:
             self._answer_failure(self._exhausted(target, last, now_s))
             return
         endpoint = deployment.endpoint
+        self.alone = endpoint.in_flight == 0
         deployment.in_flight += 1
         endpoint.in_flight += 1
         if deployment.breaker.state != "closed":
             deployment.breaker.start()
         if endpoint.breaker.state != "closed":
             endpoint.breaker.start()
+        if ask.prompt_tokens:
+            self.ahead_s = router.sent(ask, deployment, now_s)
+        elif endpoint.residency.managed:
+            endpoint.residency.sent(deployment, now_s)
         self.deployment = exchange.deployment = deployment
         exchange.attempts += 1
         exchange.call_s = now_s
@@ -120,7 +134,7 @@ class Run:
         """What to answer when nothing is left to try."""
         if last is None:
             busy = any(deployment.full for deployment in target.deployments)
-            wait_s = 1.0 if busy else self.proxy.router.retry_after_s(target, now_s)
+            wait_s = 1.0 if busy or self.ask is None else self.proxy.router.retry_after_s(self.ask, now_s)
             why = "is at its limit of concurrent requests" if busy else "is failing and being rested"
             return Failure(
                 errors.UPSTREAM_BUSY if busy else errors.NO_DEPLOYMENT,
@@ -291,17 +305,30 @@ class Run:
         deployment = self._release()
         breaker = deployment.breaker
         if breaker.failures or breaker.state != "closed":
-            breaker.succeeded()
+            breaker.succeeded(monotonic())
         breaker = deployment.endpoint.breaker
         if breaker.failures or breaker.state != "closed":
-            breaker.succeeded()
+            breaker.succeeded(monotonic())
         exchange = self.exchange
-        waited_s = exchange.first_byte_s - exchange.call_s
-        deployment.first_byte_s += (waited_s - deployment.first_byte_s) * (0.2 if deployment.first_byte_s else 1.0)
+        self._learn(deployment, exchange)
         for observer in self.proxy.observers:
             observer.attempted(exchange, None)
         exchange.status = status
         self._finish()
+
+    def _learn(self, deployment: Deployment, exchange: Exchange) -> None:
+        """What this answer tells of its deployment's speed."""
+        now_s = monotonic()
+        pace = deployment.pace
+        if now_s >= pace.learn_at_s:
+            pace.learn_at_s = now_s + LESSON_S
+            called_s = exchange.call_s
+            first_s = exchange.first_byte_s if self.begun else now_s
+            read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
+            pace.answered(now_s - called_s, first_s - called_s, read, exchange.completion_tokens, self.alone)
+        residency = deployment.endpoint.residency
+        if residency.managed:
+            residency.answered(deployment, now_s)
 
     def _broke(self, failure: Failure) -> None:
         """The call failed, or its stream reported an error."""
@@ -330,6 +357,7 @@ class Run:
             exchange.first_byte_s = 0.0
             exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
             self.tried.append(deployment)
+            self.ask = self.proxy.ask(exchange, self.tried)
             if exchange.attempts < self.proxy.max_attempts and monotonic() < self.total_at_s:
                 self.attempt(failure)
                 return
@@ -339,6 +367,8 @@ class Run:
     def _blame(self, deployment: Deployment, failure: Failure) -> None:
         kind = failure.kind
         mine, servers = deployment.breaker, deployment.endpoint.breaker
+        if kind.breaks:
+            deployment.pace.failed()
         if kind in _ON_ENDPOINT:
             servers.failed(monotonic())
             mine.abandoned()
@@ -357,8 +387,12 @@ class Run:
     def _release(self) -> Deployment:
         deployment = self.deployment
         assert deployment is not None
+        endpoint = deployment.endpoint
         deployment.in_flight -= 1
-        deployment.endpoint.in_flight -= 1
+        endpoint.in_flight -= 1
+        if self.ahead_s:
+            self.proxy.router.read(endpoint, self.ahead_s)
+            self.ahead_s = 0.0
         return deployment
 
     def _answer_failure(self, failure: Failure) -> None:

@@ -13,13 +13,14 @@ class Breaker:
         timeout_s: Seconds it stays open before a trial.
     """
 
-    __slots__ = ("failures", "opened_s", "state", "threshold", "timeout_s", "trial")
+    __slots__ = ("closed_s", "failures", "opened_s", "state", "threshold", "timeout_s", "trial")
 
     def __init__(self, threshold: int = 5, timeout_s: float = 60.0) -> None:
         self.threshold = threshold
         self.timeout_s = timeout_s
         self.failures = 0
         self.opened_s = 0.0
+        self.closed_s = -1e9  # when it last closed after having been open
         self.trial = False
         self.state = "closed"
 
@@ -35,8 +36,10 @@ class Breaker:
             self.state = "half-open"
             self.trial = True
 
-    def succeeded(self) -> None:
-        """A request, or a probe, went well."""
+    def succeeded(self, now_s: float = -1e9) -> None:
+        """A request, or a probe, went well; ``now_s`` starts the time in which it is eased back in."""
+        if self.state != "closed":
+            self.closed_s = now_s
         self.failures = 0
         self.trial = False
         self.state = "closed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.endpoint import DeploymentOptions, Endpoint, Prices
+from hx_gateway.fleet.pace import Pace
 
 
 class Deployment:
@@ -16,10 +17,12 @@ class Deployment:
         weight: Share of traffic relative to its siblings; 0 takes none.
         max_concurrent: Most requests at once; 0 for no limit.
         mode: ``chat``, ``embedding`` or empty for anything.
+        pace: Learned speeds.
     """
 
     __slots__ = (
-        "breaker", "endpoint", "first_byte_s", "in_flight", "max_concurrent", "mode", "model", "options", "prices", "response_head", "upstream_model", "weight",
+        "breaker", "cool_until_s", "endpoint", "in_flight", "max_concurrent", "mode", "model", "options", "pace", "prices", "response_head",
+        "size", "upstream_model", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +37,7 @@ class Deployment:
         prices: Prices | None = None,
         options: DeploymentOptions | None = None,
         breaker: Breaker | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.model = model
         self.upstream_model = upstream_model
@@ -45,7 +49,9 @@ class Deployment:
         self.options = options or DeploymentOptions()
         self.breaker = breaker or Breaker()
         self.in_flight = 0
-        self.first_byte_s = 0.0  # moving average of the wait for the first byte
+        self.pace = pace or Pace()
+        self.size = 0.0  # bytes of memory the model takes; 0.0 for unknown
+        self.cool_until_s = 0.0  # it said it is busy: not asked before this monotonic time
         shown = model.encode("ascii", "replace").decode()
         self.response_head = f"x-hx-model: {shown}\r\n".encode()
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from hx_gateway.core.context import HOT_ROUTES
 from hx_gateway.fleet.breaker import Breaker
+from hx_gateway.fleet.residency import Residency
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +94,13 @@ class Endpoint:
         max_concurrent: Most calls at once; 0 for no limit.
         tls: ``ssl.SSLContext`` for https, else None.
         breaker: Its circuit breaker.
+        slots: Requests it works on at the same time; 0 for unknown.
+        memory_bytes: Memory its models may take together; 0 for unknown.
     """
 
     __slots__ = (
-        "address", "api_key", "breaker", "deadlines", "facts", "head", "in_flight", "max_concurrent", "name", "paths", "pool", "provider", "response_head", "tls",
+        "address", "api_key", "breaker", "cache_trust", "cool_until_s", "deadlines", "facts", "head", "in_flight", "max_concurrent",
+        "name", "paths", "pending_s", "pool", "provider", "residency", "response_head", "slots", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +115,8 @@ class Endpoint:
         max_concurrent: int = 0,
         tls: Any = None,
         breaker: Breaker | None = None,
+        slots: int = 0,
+        memory_bytes: float = 0.0,
     ) -> None:
         self.name = name
         self.address = address
@@ -122,6 +128,11 @@ class Endpoint:
         self.breaker = breaker or Breaker()
         self.facts = EndpointFacts()
         self.in_flight = 0
+        self.pending_s = 0.0  # seconds of reading prompts that were sent and not yet answered by a first byte
+        self.slots = slots
+        self.residency = Residency(memory_bytes)
+        self.cool_until_s = 0.0  # it said it is busy: not asked before this monotonic time; inf while drained
+        self.cache_trust = 1.0  # share of what the prefix index believes that turns out to be cached
         self.pool: Any = None  # upstream.pool.Pool, owned by the upstream side
         base = address.base.encode("latin-1") + b"/v1"
         self.paths = {route: base + route.path.encode() for route in HOT_ROUTES}  # of OpenAI's dialect

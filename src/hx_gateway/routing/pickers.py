@@ -14,9 +14,6 @@ BUILT_IN = {
     "weighted": "hx_gateway.routing.pickers:Weighted",
     "least_busy": "hx_gateway.routing.pickers:LeastBusy",
     "power_of_two": "hx_gateway.routing.pickers:PowerOfTwo",
-    "latency": "hx_gateway.routing.pickers:Latency",
-    "cost": "hx_gateway.routing.pickers:Cost",
-    "intelligent": "hx_gateway.routing.pickers:Latency",
 }
 
 
@@ -94,22 +91,3 @@ class PowerOfTwo:
             second += 1
         one, two = usable[first], usable[second]
         return one if busyness(one) <= busyness(two) else two
-
-
-class Latency:
-    """The shortest expected wait: recent time to first byte, times the requests that would share the endpoint."""
-
-    def pick(self, target: Target, usable: Sequence[Deployment]) -> Deployment:
-        return min(usable, key=lambda deployment: (deployment.first_byte_s * (deployment.endpoint.in_flight + 1), random()))
-
-
-class Cost:
-    """The cheapest, and of equally cheap ones the least busy."""
-
-    def pick(self, target: Target, usable: Sequence[Deployment]) -> Deployment:
-        def price(deployment: Deployment) -> tuple[float, float, float]:
-            prices = deployment.prices
-            # A typical chat: a thousand tokens in, a few hundred out.
-            return prices.per_request + 1000 * prices.per_prompt_token + 300 * prices.per_completion_token, busyness(deployment), random()
-
-        return min(usable, key=price)

@@ -1,75 +1,259 @@
-"""Where a request goes: those that can take it are filtered out of a name's deployments, and a picker takes one."""
+"""Where a request goes: filter those that cannot take it, score the rest in seconds, pick; and the same with its reasons."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import inf
 
 from hx_gateway.fleet.deployment import Deployment
-from hx_gateway.fleet.registry import Target
-from hx_gateway.routing.pickers import Picker
+from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.routing.ask import Ask
+from hx_gateway.routing.policies import Policy
+from hx_gateway.routing.prefix import PrefixIndex
+
+WARM_S = 20.0  # seconds over which a recovered deployment gets its full share again
+_SESSIONS = 20_000
+_SESSION_SHARE = 0.9  # of a conversation's last prompt believed to be cached where it was answered
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One deployment in a decision.
+
+    Args:
+        deployment: The deployment.
+        removed: Why it could not be chosen; empty if it could.
+        terms: Seconds by term; empty where the policy counts none.
+        total: Their weighted sum.
+        cached_tokens: Tokens of the prompt believed to be cached there.
+    """
+
+    deployment: Deployment
+    removed: str = ""
+    terms: dict[str, float] = field(default_factory=dict)
+    total: float = 0.0
+    cached_tokens: float = 0.0
+
+
+@dataclass(slots=True)
+class Decision:
+    """A choice with its reasons.
+
+    Args:
+        policy: Name of the policy.
+        chosen: The deployment; None when none can take the request.
+        candidates: All deployments of the target.
+        rule: What decided, in a few words.
+    """
+
+    policy: str
+    chosen: Deployment | None = None
+    candidates: list[Candidate] = field(default_factory=list)
+    rule: str = ""
 
 
 class Router:
     """Chooses deployments.
 
     Args:
-        picker: Returns the picker of a policy name; asked once a name.
+        policy: Returns the policy of a name; asked once a name.
+        blocks: Size of the prefix index, in blocks per generation.
+        chance: Random numbers from 0 to 1.
     """
 
-    __slots__ = ("_find", "_pickers")
+    __slots__ = ("_chance", "_find", "_policies", "_sessions", "prefixes")
 
-    def __init__(self, picker: Callable[[str], Picker]) -> None:
-        self._find = picker
-        self._pickers: dict[str, Picker] = {}
+    def __init__(self, policy: Callable[[str], Policy], blocks: int = 65536, chance: Callable[[], float] = random.random) -> None:
+        self._find = policy
+        self._policies: dict[str, Policy] = {}
+        self._sessions: dict[int, tuple[int, float]] = {}  # session to endpoint's bit and length of its last prompt
+        self._chance = chance
+        self.prefixes = PrefixIndex(blocks)
 
-    def choose(self, target: Target, tried: Sequence[Deployment], now_s: float) -> Deployment | None:
+    def policy(self, name: str) -> Policy:
+        """The policy called ``name``."""
+        found = self._policies.get(name)
+        if found is None:
+            found = self._policies[name] = self._find(name)
+        return found
+
+    def choose(self, ask: Ask, now_s: float, decision: Decision | None = None) -> Deployment | None:
         """The deployment for the next attempt, or None when none can take it now.
 
         A deployment whose breaker is open is passed over, unless every one that is left is: the last member of a
         model is never shut out, it gets one trial at a time.
 
         Args:
-            target: What the request asked for.
-            tried: Deployments that already failed it.
+            ask: The request.
             now_s: Monotonic time.
+            decision: Filled with the reasons where given; the choice is the same.
         """
+        target = ask.target
+        tried = ask.tried
         usable: list[Deployment] = []
-        resting = False
+        resting: list[Deployment] = []
+        due: Deployment | None = None
+        cold_s = now_s - WARM_S
+        recovering = False
         for deployment in target.deployments:
             endpoint = deployment.endpoint
             if (
-                (deployment.max_concurrent and deployment.in_flight >= deployment.max_concurrent)
+                deployment.cool_until_s > now_s
+                or endpoint.cool_until_s > now_s
+                or (deployment.max_concurrent and deployment.in_flight >= deployment.max_concurrent)
                 or (endpoint.max_concurrent and endpoint.in_flight >= endpoint.max_concurrent)
                 or not deployment.weight
                 or (tried and deployment in tried)
             ):
+                if decision is not None:
+                    decision.candidates.append(Candidate(deployment, self._removed(deployment, ask, now_s)))
                 continue
-            if deployment.breaker.state == "closed" and endpoint.breaker.state == "closed":
+            mine, servers = deployment.breaker, endpoint.breaker
+            if mine.state == "closed" and servers.state == "closed":
                 usable.append(deployment)
-            elif deployment.breaker.allows(now_s) and endpoint.breaker.allows(now_s):
-                return deployment  # its time is up: this request is the one trial
-            else:
-                resting = True
+                if mine.closed_s > cold_s or servers.closed_s > cold_s:
+                    recovering = True
+                continue
+            if due is None and mine.allows(now_s) and servers.allows(now_s):
+                due = deployment  # its time is up: this request is the one trial
+            resting.append(deployment)
+            if decision is not None:
+                decision.candidates.append(Candidate(deployment, self._removed(deployment, ask, now_s)))
+        if due is not None:
+            return _decided(decision, due, "its breaker's time is up: this request is the trial")
         if usable:
-            if len(usable) == 1:
+            if recovering and len(usable) > 1:
+                usable = self._eased(usable, now_s, decision)
+            if len(usable) == 1 and decision is None:
                 return usable[0]
-            policy = target.policy
-            picker = self._pickers.get(policy)
-            if picker is None:
-                picker = self._pickers[policy] = self._find(policy)
-            return picker.pick(target, usable)
-        if resting and not tried:
-            for deployment in target.deployments:
-                endpoint = deployment.endpoint
-                if deployment.weight and not deployment.full and not (deployment.breaker.trial or endpoint.breaker.trial):
-                    return deployment
-        return None
+            policy = self._policies.get(target.policy) or self.policy(target.policy)
+            if policy.picker is None:
+                return self._scored(ask, policy, usable, now_s, decision)
+            if decision is None:
+                return policy.picker.pick(target, usable)
+            decision.candidates += [Candidate(deployment) for deployment in usable]
+            return _decided(decision, policy.picker.pick(target, usable), f"{policy.name} picked it")
+        if not ask.tried:
+            for deployment in resting:
+                if not (deployment.breaker.trial or deployment.endpoint.breaker.trial):
+                    return _decided(decision, deployment, "all are being rested, and the last is never shut out: this request is the trial")
+        return _decided(decision, None, "none can take a request now")
 
-    def retry_after_s(self, target: Target, now_s: float) -> float:
+    def _eased(self, usable: list[Deployment], now_s: float, decision: Decision | None) -> list[Deployment]:
+        """Those that take part in this choice: one that just recovered does so more and more often."""
+        warm = [deployment for deployment in usable if self._warm(deployment, now_s)]
+        if not warm:
+            return usable
+        if decision is not None:
+            left_out = [deployment for deployment in usable if deployment not in warm]
+            decision.candidates += [Candidate(deployment, "it recovered a moment ago and gets a growing share") for deployment in left_out]
+        return warm
+
+    def _scored(self, ask: Ask, policy: Policy, usable: list[Deployment], now_s: float, decision: Decision | None) -> Deployment:
+        cached = self.cached(ask, usable) if policy.affine else [0.0] * len(usable)
+        terms = policy.terms
+        totals = []
+        for deployment, tokens in zip(usable, cached, strict=True):
+            total = 0.0
+            for _, term, weight in terms:
+                total += weight * term(ask, deployment, tokens, now_s)
+            totals.append(total)
+        chosen = usable[policy.best(totals, self._chance)]
+        if decision is not None:
+            for deployment, tokens, total in zip(usable, cached, totals, strict=True):
+                seconds = {name: weight * term(ask, deployment, tokens, now_s) for name, term, weight in terms}
+                decision.candidates.append(Candidate(deployment, "", seconds, total, tokens))
+            _decided(decision, chosen, "the least total")
+        return chosen
+
+    def _warm(self, deployment: Deployment, now_s: float) -> bool:
+        since_s = now_s - max(deployment.breaker.closed_s, deployment.endpoint.breaker.closed_s)
+        return since_s >= WARM_S or self._chance() * WARM_S < since_s + 1.0
+
+    def _removed(self, deployment: Deployment, ask: Ask, now_s: float) -> str:
+        endpoint = deployment.endpoint
+        if deployment in ask.tried:
+            return "it already failed this request"
+        if not deployment.weight:
+            return "its weight is 0"
+        if endpoint.cool_until_s == inf:
+            return "its endpoint is drained"
+        if deployment.full:
+            return f"it is at its limit of concurrent requests ({deployment.in_flight} under way)"
+        cool_s = max(deployment.cool_until_s, endpoint.cool_until_s) - now_s
+        if cool_s > 0:
+            return f"it said it is busy; asked again in {cool_s:.1f} s"
+        breaker = deployment.breaker if deployment.breaker.state != "closed" else endpoint.breaker
+        if breaker.trial:
+            return "its breaker is half-open and a trial is under way"
+        return f"its breaker is open; a trial in {breaker.retry_after_s(now_s):.1f} s"
+
+    def cached(self, ask: Ask, deployments: Sequence[Deployment]) -> list[float]:
+        """Tokens of the prompt believed to be in each deployment's prefix cache."""
+        bits = [self.prefixes.bit(deployment.endpoint.name) for deployment in deployments]
+        most = ask.prompt_tokens
+        tokens = [0.0] * len(bits)
+        if ask.blocks:
+            for position, count in enumerate(self.prefixes.matches(ask.blocks, bits)):
+                believed = count * ask.block_tokens * deployments[position].endpoint.cache_trust
+                tokens[position] = believed if believed < most else most
+        if ask.session:
+            known = self._sessions.get(ask.session)
+            if known is not None:
+                for position, bit in enumerate(bits):
+                    if bit == known[0]:
+                        believed = min(known[1] * _SESSION_SHARE, most)
+                        if believed > tokens[position]:
+                            tokens[position] = believed
+        return tokens
+
+    def sent(self, ask: Ask, deployment: Deployment, now_s: float) -> float:
+        """A request goes to a deployment; returns the seconds of reading it adds to what waits there.
+
+        The same seconds go back through `read` once the first byte came, or the call ended without one.
+        """
+        endpoint = deployment.endpoint
+        tokens = ask.prompt_tokens
+        if ask.blocks or ask.session:
+            tokens -= self.cached(ask, (deployment,))[0]
+            bit = self.prefixes.bit(endpoint.name)
+            if ask.blocks:
+                self.prefixes.add(ask.blocks, bit)
+            if ask.session:
+                sessions = self._sessions
+                sessions.pop(ask.session, None)
+                sessions[ask.session] = (bit, ask.prompt_tokens)
+                if len(sessions) > _SESSIONS:
+                    del sessions[next(iter(sessions))]
+        endpoint.residency.sent(deployment, now_s)
+        seconds = tokens / deployment.pace.prefill_rate
+        endpoint.pending_s += seconds
+        return seconds
+
+    def read(self, endpoint: Endpoint, seconds: float) -> None:
+        """A prompt that waited at an endpoint has been read, or will not be."""
+        left_s = endpoint.pending_s - seconds
+        endpoint.pending_s = left_s if left_s > 1e-9 and endpoint.in_flight else 0.0
+
+    def retry_after_s(self, ask: Ask, now_s: float) -> float:
         """Seconds after which some deployment of the name may take a request; at least one second."""
         waits = [
-            max(deployment.breaker.retry_after_s(now_s), deployment.endpoint.breaker.retry_after_s(now_s))
-            for deployment in target.deployments
-            if deployment.weight
+            max(
+                deployment.breaker.retry_after_s(now_s),
+                deployment.endpoint.breaker.retry_after_s(now_s),
+                deployment.cool_until_s - now_s,
+                deployment.endpoint.cool_until_s - now_s,
+            )
+            for deployment in ask.target.deployments
+            if deployment.weight and deployment.endpoint.cool_until_s < inf
         ]
         return max(1.0, min(waits, default=1.0))
+
+
+def _decided(decision: Decision | None, chosen: Deployment | None, rule: str) -> Deployment | None:
+    if decision is not None:
+        decision.chosen = chosen
+        decision.rule = rule
+    return chosen

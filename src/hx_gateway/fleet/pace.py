@@ -1,0 +1,73 @@
+"""What a deployment has been seen to do: how fast it reads, writes and loads, learned from its own answers."""
+
+from __future__ import annotations
+
+_SHARE = 0.15  # of each new observation in the average
+LESSON_S = 0.02
+_ODD = 20.0  # an observation this many times off the average moves it by a bounded step only
+
+
+class Pace:
+    """Learned speeds of one deployment, with priors until something is known.
+
+    Args:
+        prefill_rate: Prompt tokens read per second.
+        decode_rate: Tokens written per second by one request.
+        load_s: Seconds to load the model into memory.
+    """
+
+    __slots__ = ("decode_rate", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen", "service_s")
+
+    def __init__(self, prefill_rate: float = 5000.0, decode_rate: float = 40.0, load_s: float = 8.0) -> None:
+        self.prefill_rate = prefill_rate
+        self.decode_rate = decode_rate
+        self.load_s = load_s
+        self.service_s = 0.0  # mean time a request occupies a slot
+        self.first_byte_s = 0.0  # mean wait for the first byte
+        self.output_tokens = 200.0  # mean length of an answer
+        self.failures = 0.0  # recent share of calls that failed
+        self.seen = 0
+        self.learn_at_s = 0.0  # monotonic time of the next lesson: a busy deployment need not teach with every answer
+
+    def answered(
+        self, service_s: float, first_byte_s: float, read_tokens: float, written_tokens: float, alone: bool, load_s: float = 0.0
+    ) -> None:
+        """Learn from an answer.
+
+        Args:
+            service_s: From the call to the last byte.
+            first_byte_s: From the call to the first byte; equal to ``service_s`` where the answer came whole.
+            read_tokens: Prompt tokens that were not cached.
+            written_tokens: Tokens of the answer.
+            alone: Whether nothing else was under way at the endpoint when the call was sent, so that its time to
+                the first byte was its own.
+            load_s: Seconds of it that went into loading the model, where the server tells.
+        """
+        self.seen += 1
+        self.service_s = _mixed(self.service_s, service_s - load_s, self.seen)
+        self.first_byte_s = _mixed(self.first_byte_s, first_byte_s - load_s, self.seen)
+        self.failures *= 1.0 - _SHARE
+        if load_s > 0.0:
+            self.load_s = _mixed(self.load_s, load_s, 2)
+        if written_tokens > 0.0:
+            self.output_tokens = _mixed(self.output_tokens, written_tokens, self.seen)
+            writing_s = service_s - first_byte_s
+            if writing_s > 0.0 and written_tokens > 4:
+                self.decode_rate = _mixed(self.decode_rate, written_tokens / writing_s, self.seen)
+        reading_s = first_byte_s - load_s
+        if alone and read_tokens >= 64.0 and 0.0 < reading_s < service_s:
+            self.prefill_rate = _mixed(self.prefill_rate, read_tokens / reading_s, self.seen)
+
+    def failed(self) -> None:
+        """Learn from a call that failed by the server's fault."""
+        self.failures += (1.0 - self.failures) * _SHARE
+
+    def __repr__(self) -> str:
+        return f"<Pace reads {self.prefill_rate:.0f}/s writes {self.decode_rate:.1f}/s service {self.service_s:.2f} s load {self.load_s:.1f} s>"
+
+
+def _mixed(known: float, seen: float, count: int) -> float:
+    """A moving average that starts as a plain one, so that the first observations count."""
+    if known > 0.0:
+        seen = min(max(seen, known / _ODD), known * _ODD)
+    return known + (seen - known) * max(_SHARE, 1.0 / count)

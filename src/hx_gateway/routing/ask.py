@@ -1,0 +1,45 @@
+"""What the router needs to know of a request; a simulation can make one as well as the data plane."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.registry import Target
+
+NOTHING: tuple[int, ...] = ()
+
+
+class Ask:
+    """One request to be routed.
+
+    Args:
+        target: The name that was asked for.
+        prompt_tokens: Length of the prompt, counted or estimated.
+        output_tokens: Most tokens it may produce; 0 for not stated.
+        blocks: Keyed hashes of the prompt's leading blocks, each covering all before it; equal leading hashes mean an
+            equal prefix.
+        block_tokens: Tokens in a block.
+        session: Key of the conversation it belongs to; 0 for none.
+        tried: Deployments that already failed it.
+    """
+
+    __slots__ = ("block_tokens", "blocks", "output_tokens", "prompt_tokens", "session", "target", "tried")
+
+    def __init__(
+        self,
+        target: Target,
+        prompt_tokens: float = 0.0,
+        output_tokens: float = 0.0,
+        blocks: Sequence[int] = NOTHING,
+        block_tokens: float = 512.0,
+        session: int = 0,
+        tried: Sequence[Deployment] = (),
+    ) -> None:
+        self.target = target
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.blocks = blocks
+        self.block_tokens = block_tokens
+        self.session = session
+        self.tried = tried

@@ -1,0 +1,79 @@
+"""Balancing policies by name: which terms count, how much, and how one candidate is picked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import random as chance
+from typing import Any
+
+from hx_gateway.core.plugins import find
+from hx_gateway.routing.pickers import BUILT_IN as PICKERS
+from hx_gateway.routing.pickers import Picker
+from hx_gateway.routing.terms import BUILT_IN as TERMS
+from hx_gateway.routing.terms import Term
+
+BAND_S = 0.005  # candidates this close to the best are as good: chosen among at random, so that stale knowledge draws no herd
+BAND_SHARE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a deployment is chosen.
+
+    Args:
+        name: Its name.
+        terms: Name, function and weight of each term; the weight of ``price`` is seconds per unit of money. Without
+            terms the picker alone decides.
+        picker: Picks by its own rule; None takes the least total.
+        affine: Whether what is cached where matters, so that prompts must be looked into.
+    """
+
+    name: str
+    terms: tuple[tuple[str, Term, float], ...] = ()
+    picker: Picker | None = None
+    affine: bool = False
+
+    def best(self, totals: Sequence[float], random: Callable[[], float] = chance) -> int:
+        """The position of the least total; near ties at random."""
+        least = min(totals)
+        limit = least + BAND_S if least < BAND_S / BAND_SHARE else least * (1.0 + BAND_SHARE)
+        near = [position for position, total in enumerate(totals) if total <= limit]
+        return near[0] if len(near) == 1 else near[int(random() * len(near))]
+
+
+_INTELLIGENT = {"wait": 1.0, "load": 1.0, "prefill": 1.0, "decode": 1.0, "price": 0.0, "risk": 1.0}
+_BY_TERMS: Mapping[str, Mapping[str, float]] = {
+    "latency": {"first_byte": 1.0, "risk": 1.0},
+    "cost": {"price": 1e6, "busy": 1e-3},
+    "intelligent": _INTELLIGENT,
+}
+
+
+def policy(name: str, own: Mapping[str, Any] | None = None, seconds_per_unit: float = 0.0) -> Policy:
+    """The policy of that name.
+
+    Args:
+        name: Built in, an operator's own, or a plug-in picker's.
+        own: Policies from the configuration: names to ``terms`` (name to weight) or ``picker``.
+        seconds_per_unit: What one unit of money is worth in seconds, for `intelligent`.
+
+    Raises:
+        UnknownPlugin: There is none.
+    """
+    settings = (own or {}).get(name)
+    if settings is not None and settings.terms:
+        return _by_terms(name, settings.terms)
+    if settings is not None:
+        return Policy(name, picker=find("picker", settings.picker, PICKERS)())
+    weights = _BY_TERMS.get(name)
+    if weights is None:
+        return Policy(name, picker=find("picker", name, PICKERS)())
+    if name == "intelligent":
+        weights = {**weights, "price": seconds_per_unit}
+    return _by_terms(name, weights)
+
+
+def _by_terms(name: str, weights: Mapping[str, float]) -> Policy:
+    terms = tuple((term, find("term", term, TERMS), weight) for term, weight in weights.items() if weight)
+    return Policy(name, terms, affine=any(term == "prefill" for term, _, _ in terms))
