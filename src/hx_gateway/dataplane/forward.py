@@ -11,6 +11,7 @@ from hx_gateway.core.errors import ErrorKind, Failure
 from hx_gateway.core.interfaces import Call, Headers, Outgoing
 from hx_gateway.dataplane.answer import request_id
 from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.openai.answers import refuses_credentials
 
 if TYPE_CHECKING:
     from hx_gateway.dataplane.proxy import Proxy
@@ -47,19 +48,32 @@ class Forward:
         self.endpoint.pool.send(outgoing, self, inf)
 
     def began(self, status: int, headers: Headers) -> bool:
+        if status in (400, 401):
+            return False  # may be about the gateway's own credentials: looked into before it is passed on
         self.begun = True
+        exchange = self.exchange
+        exchange.status = status
+        exchange.client.begin(exchange, status, self._lines(headers))
+        return True
+
+    def answered(self, status: int, headers: Headers, body: bytes) -> None:
+        if refuses_credentials(status, body):
+            message = f"the default upstream, {self.endpoint.name}, refused the gateway's own credentials, or has no database for them"
+            self._refuse(Failure(errors.UPSTREAM_CREDENTIALS, message))
+            return
+        exchange = self.exchange
+        exchange.status = status
+        self._finish()
+        exchange.client.respond(exchange, status, self._lines(headers), body)
+
+    def _lines(self, headers: Headers) -> bytes:
+        """The upstream's header lines that concern the client."""
         dropped = set(_DROPPED)
         for name, value in headers:
             if name == b"connection":
                 dropped.update(token.strip().lower() for token in value.split(b","))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers if header[0] not in dropped)
-        exchange = self.exchange
-        exchange.status = status
-        exchange.client.begin(exchange, status, lines + b"x-request-id: %b\r\n" % request_id(exchange))
-        return True
-
-    def answered(self, status: int, headers: Headers, body: bytes) -> None:
-        """Never called: every answer is streamed."""
+        return lines + b"x-request-id: %b\r\n" % request_id(self.exchange)
 
     def received(self, data: bytes) -> None:
         self.exchange.client.write(data)
@@ -75,10 +89,12 @@ class Forward:
             self._finish()
             exchange.client.abort()
             return
+        self._refuse(Failure(kind, f"{message} (the default upstream, {self.endpoint.name})"))
+
+    def _refuse(self, failure: Failure) -> None:
         self.endpoint.in_flight -= 1
         self.proxy.in_flight -= 1
-        exchange.owner = None
-        self.proxy.refuse(exchange, Failure(kind, f"{message} (the default upstream, {self.endpoint.name})"))
+        self.proxy.refuse(self.exchange, failure)
 
     def client_gone(self) -> None:
         if self.call is not None:

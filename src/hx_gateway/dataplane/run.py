@@ -12,10 +12,10 @@ from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Blame, ErrorKind, Failure
 from hx_gateway.core.interfaces import Call, Headers, Provider, StreamReader
+from hx_gateway.dataplane import verdict
 from hx_gateway.dataplane.answer import EVENTS, JSON, request_id
 from hx_gateway.dataplane.fanout import Fanout
 from hx_gateway.fleet.deployment import Deployment
-from hx_gateway.fleet.pace import LESSON_S
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Target
     from hx_gateway.routing.ask import Ask
 
-_ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
 _STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 _BEAT = b": waiting for the model\n\n"
 _log = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ class Run:
 
     __slots__ = (
         "ahead_s", "alone", "ask", "beat_s", "begun", "call", "deployment", "done", "dropped", "exchange", "id_line", "loading", "opened", "provider", "proxy", "reader",
-        "total_at_s", "tried",
+        "total_at_s", "trials", "tried",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, exchange: Exchange) -> None:
@@ -57,6 +56,7 @@ class Run:
         self.ask: Ask | None = None
         self.ahead_s = 0.0
         self.alone = False
+        self.trials = 0
         self.beat_s = 0.0
         limit_s = proxy.total_s
         if exchange.timeout_s and not 0.0 < limit_s < exchange.timeout_s:
@@ -85,12 +85,7 @@ class Run:
             return
         endpoint = deployment.endpoint
         self.alone = endpoint.in_flight == 0
-        deployment.in_flight += 1
-        endpoint.in_flight += 1
-        if deployment.breaker.state != "closed":
-            deployment.breaker.start()
-        if endpoint.breaker.state != "closed":
-            endpoint.breaker.start()
+        self.trials = verdict.lease(deployment)
         if ask.prompt_tokens:
             self.ahead_s = router.sent(ask, deployment, now_s)
         elif endpoint.residency.managed:
@@ -247,8 +242,7 @@ class Run:
         if self.call is not None:
             self.call.cancel()
         deployment = self._release()
-        deployment.breaker.abandoned()
-        deployment.endpoint.breaker.abandoned()
+        verdict.abandoned(deployment, self.trials)
         exchange = self.exchange
         exchange.status = errors.CLIENT_CLOSED.status
         exchange.outcome = errors.CLIENT_CLOSED
@@ -303,32 +297,13 @@ class Run:
 
     def _succeeded(self, status: int) -> None:
         deployment = self._release()
-        breaker = deployment.breaker
-        if breaker.failures or breaker.state != "closed":
-            breaker.succeeded(monotonic())
-        breaker = deployment.endpoint.breaker
-        if breaker.failures or breaker.state != "closed":
-            breaker.succeeded(monotonic())
         exchange = self.exchange
-        self._learn(deployment, exchange)
+        now_s = monotonic()
+        verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, now_s)
         for observer in self.proxy.observers:
             observer.attempted(exchange, None)
         exchange.status = status
         self._finish()
-
-    def _learn(self, deployment: Deployment, exchange: Exchange) -> None:
-        """What this answer tells of its deployment's speed."""
-        now_s = monotonic()
-        pace = deployment.pace
-        if now_s >= pace.learn_at_s:
-            pace.learn_at_s = now_s + LESSON_S
-            called_s = exchange.call_s
-            first_s = exchange.first_byte_s if self.begun else now_s
-            read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
-            pace.answered(now_s - called_s, first_s - called_s, read, exchange.completion_tokens, self.alone)
-        residency = deployment.endpoint.residency
-        if residency.managed:
-            residency.answered(deployment, now_s)
 
     def _broke(self, failure: Failure) -> None:
         """The call failed, or its stream reported an error."""
@@ -365,22 +340,7 @@ class Run:
         self._answer_failure(failure)
 
     def _blame(self, deployment: Deployment, failure: Failure) -> None:
-        kind = failure.kind
-        mine, servers = deployment.breaker, deployment.endpoint.breaker
-        if kind.breaks:
-            deployment.pace.failed()
-        if kind in _ON_ENDPOINT:
-            servers.failed(monotonic())
-            mine.abandoned()
-        elif kind.breaks:
-            mine.failed(monotonic())
-            servers.abandoned()
-        elif kind.blame is Blame.CLIENT:  # it answered, and rightly so
-            mine.succeeded()
-            servers.succeeded()
-        else:
-            mine.abandoned()
-            servers.abandoned()
+        verdict.failed(deployment, failure, self.trials, monotonic())
         for observer in self.proxy.observers:
             observer.attempted(self.exchange, failure)
 

@@ -30,11 +30,13 @@ class Breaker:
             return True
         return not self.trial and now_s - self.opened_s >= self.timeout_s
 
-    def start(self) -> None:
-        """A request is being sent; in any state but closed it is the one trial."""
-        if self.state != "closed":
-            self.state = "half-open"
-            self.trial = True
+    def start(self) -> bool:
+        """A request is being sent; in any state but closed it is the one trial. Returns whether it is."""
+        if self.state == "closed" or self.trial:
+            return False
+        self.state = "half-open"
+        self.trial = True
+        return True
 
     def succeeded(self, now_s: float = -1e9) -> None:
         """A request, or a probe, went well; ``now_s`` starts the time in which it is eased back in."""
@@ -44,17 +46,22 @@ class Breaker:
         self.trial = False
         self.state = "closed"
 
-    def failed(self, now_s: float) -> None:
-        """A request failed in a way that counts."""
+    def failed(self, now_s: float, trial: bool = True) -> None:
+        """A request failed in a way that counts; ``trial`` says whether it was the trial."""
         self.failures += 1
-        if self.state != "closed" or self.failures >= self.threshold:
+        if self.state == "closed":
+            if self.failures >= self.threshold:
+                self.state = "open"
+                self.opened_s = now_s
+        elif trial and self.trial:
+            self.trial = False
             self.state = "open"
             self.opened_s = now_s
-        self.trial = False
+        # else: a request from before it opened; the trial under way decides
 
-    def abandoned(self) -> None:
+    def abandoned(self, trial: bool = True) -> None:
         """A request ended without saying anything about the server (the client left)."""
-        if self.trial:
+        if trial and self.trial:
             self.trial = False
             self.state = "open"
 

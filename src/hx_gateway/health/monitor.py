@@ -191,7 +191,7 @@ class Monitor:
         found_open = False
         if endpoint.breaker.state == "open":
             found_open = True
-            endpoint.breaker.succeeded()
+            endpoint.breaker.succeeded(now_s)
         for breaker in _breakers(self._registry_source(), endpoint):
             if breaker.state == "open":
                 found_open = True

@@ -1,0 +1,83 @@
+"""What the end of an attempt means for the deployment: its leases, breakers, cool-down and learned speeds."""
+
+from __future__ import annotations
+
+from hx_gateway.core import errors
+from hx_gateway.core.context import Exchange
+from hx_gateway.core.errors import Blame, Failure
+from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.pace import LESSON_S
+
+ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
+"""Failures of the whole server, not of one model on it."""
+_COOL_S = 1.0  # how long a server that said it is busy is left alone, where it did not say how long
+_MOST_COOL_S = 30.0
+MINE, SERVERS = 1, 2
+"""Bits of the trials an attempt is: of the deployment's breaker, of its endpoint's."""
+
+
+def lease(deployment: Deployment) -> int:
+    """An attempt begins: count it, and return which breakers' trial it is."""
+    endpoint = deployment.endpoint
+    deployment.in_flight += 1
+    endpoint.in_flight += 1
+    trials = 0
+    if deployment.breaker.state != "closed" and deployment.breaker.start():
+        trials = MINE
+    if endpoint.breaker.state != "closed" and endpoint.breaker.start():
+        trials |= SERVERS
+    return trials
+
+
+def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: bool, now_s: float) -> None:
+    """The attempt was answered in full.
+
+    Args:
+        deployment: Where.
+        exchange: With its token counts.
+        began_s: Monotonic time of the first byte; of the last, where the answer came whole.
+        alone: Whether nothing else was under way at the endpoint when it was sent.
+        now_s: Monotonic time.
+    """
+    endpoint = deployment.endpoint
+    for breaker in (deployment.breaker, endpoint.breaker):
+        if breaker.failures or breaker.state != "closed":
+            breaker.succeeded(now_s)
+    pace = deployment.pace
+    if now_s >= pace.learn_at_s:
+        pace.learn_at_s = now_s + LESSON_S
+        called_s = exchange.call_s
+        read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
+        pace.answered(now_s - called_s, began_s - called_s, read, exchange.completion_tokens, alone)
+    if endpoint.residency.managed:
+        endpoint.residency.answered(deployment, now_s)
+
+
+def failed(deployment: Deployment, failure: Failure, trials: int, now_s: float) -> None:
+    """The attempt failed: whose breaker hears of it is decided by the failure's kind alone."""
+    kind = failure.kind
+    mine, servers = deployment.breaker, deployment.endpoint.breaker
+    if kind.blame is Blame.CLIENT:  # it answered, and rightly so
+        mine.succeeded(now_s)
+        servers.succeeded(now_s)
+        return
+    if kind.breaks:
+        deployment.pace.failed()
+    if kind in ON_ENDPOINT:
+        servers.failed(now_s, bool(trials & SERVERS))
+        mine.abandoned(bool(trials & MINE))
+    elif kind.breaks:
+        mine.failed(now_s, bool(trials & MINE))
+        servers.abandoned(bool(trials & SERVERS))
+    else:
+        if kind.blame is Blame.BUSY:
+            wait_s = min(failure.retry_after_s or _COOL_S, _MOST_COOL_S)
+            deployment.cool_until_s = max(deployment.cool_until_s, now_s + wait_s)
+        abandoned(deployment, trials)
+
+
+def abandoned(deployment: Deployment, trials: int) -> None:
+    """The attempt ended without telling anything of the server."""
+    if trials:
+        deployment.breaker.abandoned(bool(trials & MINE))
+        deployment.endpoint.breaker.abandoned(bool(trials & SERVERS))
