@@ -40,6 +40,14 @@ _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 _model_value = re.compile(rb'"model" ?: ?"[^"\\]*"')
 
 
+def refuses_credentials(status: int, body: bytes) -> bool:
+    """Whether a model server refuses the credentials it was sent, or LiteLLM has no database to look them up in.
+
+    They are the gateway's own: a client must never be told 401, nor LiteLLM's 400 "No connected db.", for them.
+    """
+    return status == 401 or (status == 400 and (b"no_db_connection" in body or b"No connected db" in body))
+
+
 def _bad(message: str) -> Failure:
     return Failure(errors.BAD_RESPONSE, f"the model server's answer is not valid: {message}")
 

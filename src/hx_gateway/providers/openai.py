@@ -65,7 +65,7 @@ class OpenAIProvider:
     def failure(self, exchange: Exchange, deployment: Any, status: int, headers: Headers, body: bytes) -> Failure:
         said = _error_of(body)
         message = said_error(said, "") if said else ""
-        if status in (401, 403) or (status == 400 and ("no_db_connection" in message or b"No connected db" in body)):
+        if status == 403 or answers.refuses_credentials(status, body):
             return Failure(
                 errors.UPSTREAM_CREDENTIALS,
                 f"the model server {deployment.endpoint.name} refused the gateway's own credentials, or has no database for them",
