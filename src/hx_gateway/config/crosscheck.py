@@ -176,23 +176,56 @@ def _keys(config: GatewayConfig) -> Iterator[Finding]:
         yield Finding(("service", "host"), message, level="blocker", rests_on="keys")
 
 
-def _policy(path: Path, name: str) -> Iterator[Finding]:
-    if name in ALGORITHMS or "." in name or ":" in name:
+TERMS = ("wait", "load", "prefill", "decode", "price", "risk", "first_byte", "busy")
+"""Terms of the score that are built in; any other is a plug-in's dotted path."""
+
+
+def _own_policies(config: GatewayConfig) -> Iterator[Finding]:
+    for name, own in config.policies.items():
+        path: Path = ("policies", name)
+        if bool(own.terms) == (own.picker is not None):
+            yield Finding(path, "needs either terms or a picker", on_key=True)
+        for term in own.terms:
+            if term not in TERMS and "." not in term and ":" not in term:
+                hint = nearest(term, TERMS) or f"; there are {', '.join(TERMS)}"
+                yield Finding((*path, "terms", term), f"there is no term called {shown(term)}{hint}", on_key=True)
+        if own.picker is not None:
+            yield from _policy((*path, "picker"), own.picker)
+
+
+def _fallbacks(config: GatewayConfig) -> Iterator[Finding]:
+    known = {name for name, _, _ in public_names(config)}
+    for name, given in config.fallbacks.items():
+        if name not in known:
+            yield _unknown(config, ("fallbacks", name), name, known)
+        for cause, chain in (("down", given.down), ("context", given.context)):
+            for position, target in enumerate(chain):
+                path: Path = ("fallbacks", name, cause, position)
+                if target == name:
+                    yield Finding(path, "a name cannot stand in for itself")
+                elif target not in known:
+                    yield _unknown(config, path, target, known)
+
+
+def _policy(path: Path, name: str, own: Collection[str] = ()) -> Iterator[Finding]:
+    if name in ALGORITHMS or name in own or "." in name or ":" in name:
         return
     entries = importlib.metadata.entry_points()
     installed = [found for group in entries.groups if group.startswith("hx_gateway.") for found in entries.select(group=group).names]
     if name not in installed:
-        hint = nearest(name, [*ALGORITHMS, *installed]) or f"; there are {', '.join(ALGORITHMS)}"
+        hint = nearest(name, [*ALGORITHMS, *own, *installed]) or f"; there are {', '.join(ALGORITHMS)}"
         yield Finding(path, f"there is no balancing policy called {shown(name)}{hint}")
 
 
 def _rest(config: GatewayConfig) -> Iterator[Finding]:
     if message := host_fault(config.service.host):
         yield Finding(("service", "host"), message)
-    yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm)
+    yield from _own_policies(config)
+    yield from _fallbacks(config)
+    yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm, config.policies)
     for name, group in config.groups.items():
         if group.policy is not None:
-            yield from _policy(("groups", name, "policy"), group.policy)
+            yield from _policy(("groups", name, "policy"), group.policy, config.policies)
     monitoring = config.monitoring
     taken = {"/healthz": "the liveness probe", "/readyz": "the readiness probe", "/models/status": "the status page"}
     for setting in ("health_check_endpoint", "metrics_endpoint"):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hx_gateway.config.routing import FallbackSettings, PolicySettings, QueueSettings
 from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import (
     ALGORITHMS,
@@ -41,6 +42,7 @@ __all__ = [
     "CorsSettings",
     "EmbeddingsSettings",
     "EndpointSettings",
+    "FallbackSettings",
     "GatewayConfig",
     "GatewaySettings",
     "GroupSettings",
@@ -52,6 +54,8 @@ __all__ = [
     "MonitoringSettings",
     "PerformanceSettings",
     "PipelineSettings",
+    "PolicySettings",
+    "QueueSettings",
     "Secret",
     "ServiceSettings",
     "Settings",
@@ -151,6 +155,9 @@ class GatewayConfig(Settings):
     endpoints: dict[Name, EndpointSettings] = Field(default={}, description="Model servers by name.")
     groups: dict[Name, GroupSettings] = Field(default={}, description="Groups of models by the name clients use.")
     aliases: dict[Name, Name] = Field(default={}, description="Further names, each with the model, group or alias it stands for.")
+    policies: dict[Name, PolicySettings] = Field(default={}, description="Balancing policies of one's own, by name.")
+    fallbacks: dict[Name, FallbackSettings] = Field(default={}, description="What stands in for a model or group, by its name.")
+    queue: QueueSettings = Field(default=QueueSettings(), description="Waiting for a place when every deployment of a name is full.")
     keys: KeysSettings = Field(default=KeysSettings(), description="Who may call.")
     performance: PerformanceSettings = Field(
         default=PerformanceSettings(), description="How long things may take, and how much may happen at once."

@@ -108,6 +108,9 @@ class LoadBalancerSettings(Settings):
     health_check_interval: Seconds = Field(default=30.0, description="Seconds between two probes of an endpoint.")
     circuit_breaker_threshold: Annotated[int, Field(ge=1)] = Field(default=5, description="Consecutive failures that open a breaker.")
     circuit_breaker_timeout: Seconds = Field(default=60.0, description="Seconds a breaker stays open before one trial.")
+    seconds_per_cost_unit: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="What one unit of money is worth in seconds, for the intelligent policy; 0 leaves cost out."
+    )
     max_attempts: Annotated[int, Field(ge=1, le=16)] = Field(
         default=3, description="Most deployments tried for one request before its first byte."
     )
