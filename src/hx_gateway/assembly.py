@@ -142,15 +142,35 @@ class Assembly:
                     models.setdefault(known, []).append(self._deployment(known, endpoint, known, None))
         targets: dict[str, Target] = {}
         for name, deployments in models.items():
-            targets[name] = _target(name, "model", deployments, policy=algorithm)
+            targets[name] = self._target(name, "model", deployments, policy=algorithm)
         for name, group in config.groups.items():
             members = [deployment for model in group.models for deployment in models.get(model, ())]
-            targets[name] = _target(name, "group", members, group.tier, group.policy or algorithm)
+            targets[name] = self._target(name, "group", members, group.tier, group.policy or algorithm)
         for alias, name in self._aliases():
             meant = targets.get(name)
             if meant is not None and alias not in targets:
-                targets[alias] = _target(alias, "alias", meant.deployments, meant.tier, meant.policy)
+                targets[alias] = self._target(alias, "alias", meant.deployments, meant.tier, meant.policy, meant)
         return Registry(targets, self._named, config.gateway.default_model, self._forward)
+
+    def _target(
+        self, name: str, kind: str, deployments: Iterable[Deployment], tier: str = "", policy: str = "", meant: Target | None = None
+    ) -> Target:
+        members = tuple(deployments)
+        modes = {deployment.mode for deployment in members}
+        group = b"x-hx-model-group: %b\r\n" % name.encode("ascii", "replace") if kind == "group" else b""
+        head = group + b"x-hx-policy: %b\r\n" % policy.encode("ascii", "replace")
+        given = self.config.fallbacks.get(name)
+        return Target(
+            name,
+            kind,
+            members,
+            tier,
+            policy,
+            modes.pop() if len(modes) == 1 else "",
+            head,
+            given.down if given else meant.down if meant else (),
+            given.context if given else meant.context if meant else (),
+        )
 
     def _aliases(self) -> Iterable[tuple[str, str]]:
         config = self.config
@@ -207,13 +227,6 @@ class Assembly:
                 breaker=self._breaker(),
             )
         return deployment
-
-
-def _target(name: str, kind: str, deployments: Iterable[Deployment], tier: str = "", policy: str = "") -> Target:
-    members = tuple(deployments)
-    modes = {deployment.mode for deployment in members}
-    head = b"x-hx-model-group: %b\r\n" % name.encode("ascii", "replace") if kind == "group" else b""
-    return Target(name, kind, members, tier, policy, modes.pop() if len(modes) == 1 else "", head)
 
 
 def _tls(address: Address, settings: EndpointSettings | None) -> ssl.SSLContext | None:

@@ -86,6 +86,8 @@ STREAM_STALLED = ErrorKind("stream_stalled", 504, "timeout_error", Blame.ENDPOIN
 UPSTREAM_BUSY = ErrorKind("upstream_busy", 429, "rate_limit_error", Blame.BUSY, True, False, "Every model server that could answer is full.")
 
 # The fleet or the gateway itself.
+QUEUE_FULL = ErrorKind("queue_full", 429, "rate_limit_error", Blame.FLEET, False, False, "Every place is taken, and as many requests wait for one as may.")
+QUEUE_TIMEOUT = ErrorKind("queue_timeout", 503, "server_error", Blame.FLEET, False, False, "No place became free within the longest wait.")
 NO_DEPLOYMENT = ErrorKind("no_healthy_deployment", 503, "server_error", Blame.FLEET, False, False, "No deployment of the model can take the request now.")
 OVERLOADED = ErrorKind("overloaded", 503, "server_error", Blame.FLEET, False, False, "The gateway is at its limit of concurrent requests.")
 DRAINING = ErrorKind("draining", 503, "server_error", Blame.FLEET, False, False, "The gateway is shutting down.")

@@ -22,6 +22,8 @@ class Target:
         policy: Name of the balancing policy.
         mode: ``chat`` or ``embedding`` where every deployment is of that mode, else empty.
         head: Response header lines about the name, made once.
+        down: Names that stand in when every deployment is down, failing or full.
+        context: Names that stand in when the prompt is too long.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Target:
     policy: str = ""
     mode: str = ""
     head: bytes = b""
+    down: tuple[str, ...] = ()
+    context: tuple[str, ...] = ()
 
 
 class Registry:

@@ -28,6 +28,9 @@ class Facts(msgspec.Struct):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    prompt_cache_key: str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
     plain: bool = msgspec.field(default=False, name=" plain")  # never the client's to say: always set by `look`
 
     @property

@@ -24,7 +24,7 @@ class Ask:
         tried: Deployments that already failed it.
     """
 
-    __slots__ = ("block_tokens", "blocks", "output_tokens", "prompt_tokens", "session", "target", "tried")
+    __slots__ = ("block_tokens", "blocks", "edges", "output_tokens", "prompt_tokens", "session", "target", "tried")
 
     def __init__(
         self,
@@ -41,5 +41,6 @@ class Ask:
         self.output_tokens = output_tokens
         self.blocks = blocks
         self.block_tokens = block_tokens
+        self.edges: Sequence[float] = NOTHING  # tokens covered by so many leading blocks, where blocks differ in size
         self.session = session
         self.tried = tried

@@ -197,7 +197,8 @@ class Router:
         tokens = [0.0] * len(bits)
         if ask.blocks:
             for position, count in enumerate(self.prefixes.matches(ask.blocks, bits)):
-                believed = count * ask.block_tokens * deployments[position].endpoint.cache_trust
+                covered = ask.edges[count] if ask.edges else count * ask.block_tokens
+                believed = covered * deployments[position].endpoint.cache_trust
                 tokens[position] = believed if believed < most else most
         if ask.session:
             known = self._sessions.get(ask.session)
