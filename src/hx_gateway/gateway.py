@@ -20,6 +20,7 @@ from hx_gateway.core.plugins import UnknownPlugin, find
 from hx_gateway.dataplane.forward import Forward
 from hx_gateway.dataplane.pipeline import STAGES, Pipeline
 from hx_gateway.dataplane.proxy import Proxy
+from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.fleet.endpoint import Endpoint
 from hx_gateway.health.discovery import discover
 from hx_gateway.health.monitor import Monitor
@@ -63,10 +64,10 @@ class Gateway:
         self.local_models: list[LocalModel] = []
         self._local_elsewhere = local
         self._providers: dict[str, Provider] = {}
+        balancer, performance = config.load_balancer, config.performance
         self.assembly = Assembly(config, self.provider_named)
         self.registry = self.assembly.registry()
-        self.router = Router(policy)
-        balancer, performance = config.load_balancer, config.performance
+        self.router = Router(lambda name: policy(name, config.policies, balancer.seconds_per_cost_unit))
         self.proxy = Proxy(
             self.router,
             self._guess,
@@ -74,6 +75,8 @@ class Gateway:
             balancer.max_attempts,
             performance.total_timeout_seconds,
             config.http.heartbeat_seconds,
+            Hotel(config.queue.max_waiting, config.queue.max_wait_seconds),
+            lambda name: self.registry.find(name),
         )
         stages = [(name, find("stage", name, STAGES)(self)) for name in config.pipeline.stages]
         self.pipeline = Pipeline(

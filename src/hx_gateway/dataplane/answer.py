@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Failure
+from hx_gateway.core.interfaces import Headers
+
+if TYPE_CHECKING:
+    from hx_gateway.fleet.deployment import Deployment
+
+
+class Told(Protocol):
+    """What a run can tell of its way to the answer."""
+
+    reason: str
+    fell_from: tuple[str, ...]
+    queued_s: float
+    dropped: Sequence[str]
+
 
 JSON = b"content-type: application/json\r\n"
 EVENTS = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
 _request_id = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
+
+
+def is_stream(headers: Headers) -> bool:
+    """Whether a model server's answer comes piece by piece."""
+    return any(name == b"content-type" and value.lower().startswith(_STREAM_TYPES) for name, value in headers)
 
 
 def request_id(exchange: Exchange) -> bytes:
@@ -20,6 +42,39 @@ def request_id(exchange: Exchange) -> bytes:
     if given is not None and _request_id.match(given):
         return given
     return exchange.id.encode()
+
+
+def success_lines(exchange: Exchange, deployment: Deployment, kind: bytes, id_line: bytes, run: Told) -> bytes:
+    """Header lines of a model server's answer.
+
+    Args:
+        exchange: The exchange.
+        deployment: Who answered.
+        kind: Content-type line and what belongs to it.
+        id_line: The line with the request id.
+        run: What else there is to tell.
+    """
+    identity = exchange.identity
+    shown = identity is None or identity.show_endpoints
+    lines = b"%b%b%b%b%bx-hx-decision-id: %b\r\n" % (
+        kind,
+        id_line,
+        exchange.candidates.head,
+        deployment.response_head,
+        deployment.endpoint.response_head if shown else b"",
+        exchange.id.encode(),
+    )
+    if exchange.attempts > 1:
+        lines += b"x-hx-attempts: %d\r\n" % exchange.attempts
+    if run.reason and shown:
+        lines += b"x-hx-reason: %b\r\n" % run.reason.encode("ascii", "replace")
+    if run.fell_from:
+        lines += b"x-hx-fallback-from: %b\r\n" % ", ".join(run.fell_from).encode("ascii", "replace")
+    if run.queued_s:
+        lines += b"x-hx-queue-ms: %d\r\n" % round(run.queued_s * 1000)
+    if run.dropped:
+        lines += b"x-hx-params-dropped: %b\r\n" % ", ".join(run.dropped).encode("ascii", "replace")
+    return lines
 
 
 def failure_lines(exchange: Exchange, failure: Failure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Observer, Provider, Response
 from hx_gateway.dataplane.answer import failure_lines, request_id
+from hx_gateway.dataplane.features import ask_of
+from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.dataplane.run import Run
 from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.router import Router
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.endpoint import Endpoint
     from hx_gateway.fleet.registry import Target
+
+
+DECISIONS = 2000
 
 
 class Proxy:
@@ -30,9 +36,24 @@ class Proxy:
         max_attempts: Most attempts for one request, the first included.
         total_s: Total deadline of a request in seconds; 0 for none.
         heartbeat_s: Seconds after which a client that waits for a stream gets a comment, and again; 0 for never.
+        hotel: Where requests wait for a place; none refuses them at once.
+        find: The target of a public name.
     """
 
-    __slots__ = ("guess", "heartbeat_s", "in_flight", "max_attempts", "observers", "plain", "router", "total_s", "waiting")
+    __slots__ = (
+        "decisions",
+        "find",
+        "guess",
+        "heartbeat_s",
+        "hotel",
+        "in_flight",
+        "max_attempts",
+        "observers",
+        "plain",
+        "router",
+        "total_s",
+        "waiting",
+    )
 
     def __init__(
         self,
@@ -42,6 +63,8 @@ class Proxy:
         max_attempts: int = 3,
         total_s: float = 0.0,
         heartbeat_s: float = 0.0,
+        hotel: Hotel | None = None,
+        find: Callable[[str], Target | None] = lambda name: None,
     ) -> None:
         self.router = router
         self.guess = guess
@@ -49,18 +72,30 @@ class Proxy:
         self.max_attempts = max_attempts
         self.total_s = total_s
         self.heartbeat_s = heartbeat_s
+        self.hotel = hotel or Hotel(0, 0.0)
+        self.find = find
+        # Request, name, policy, deployment, number of the attempt, reason: the latest choices, to be read back by id.
+        self.decisions: deque[tuple[str, str, str, Deployment, int, str]] = deque(maxlen=DECISIONS)
         self.waiting: set[Run] = set()  # streams without a first byte
         self.plain: dict[Target, Ask] = {}  # of names whose policy asks nothing of the request; emptied on reload
         self.in_flight = 0
 
     def ask(self, exchange: Exchange, tried: Sequence[Deployment] = ()) -> Ask:
-        """What the router needs to know of an exchange; the prompt is looked into only where the policy cares."""
+        """What the router needs to know of an exchange."""
         target: Target = exchange.candidates
         if tried:
-            return Ask(target, tried=tried)
+            return self.ask_of(exchange, target, tried)
         ask = self.plain.get(target)
-        if ask is None:
-            ask = self.plain[target] = Ask(target)
+        return self.ask_of(exchange, target) if ask is None else ask
+
+    def ask_of(self, exchange: Exchange, target: Target, tried: Sequence[Deployment] = ()) -> Ask:
+        """The same for another name; the prompt is looked into only where the name's policy cares."""
+        policy = self.router.policy(target.policy)
+        if policy.picker is None:
+            return ask_of(exchange, target, policy.affine, tried)
+        if tried:
+            return Ask(target, tried=tried)
+        ask = self.plain[target] = Ask(target)
         return ask
 
     def wait(self, run: Run, now_s: float) -> None:
@@ -70,7 +105,9 @@ class Proxy:
             self.waiting.add(run)
 
     def sweep(self, now_s: float) -> None:
-        """Send a sign of life to those who have waited long."""
+        """Send a sign of life to those who have waited long, and away those who waited too long."""
+        if self.hotel.size:
+            self.hotel.sweep(now_s)
         late_s = now_s - self.heartbeat_s
         for run in [run for run in self.waiting if run.beat_s <= late_s]:
             run.beat(now_s)

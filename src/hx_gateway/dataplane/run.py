@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
-from hx_gateway.core.errors import Blame, ErrorKind, Failure
+from hx_gateway.core.errors import ErrorKind, Failure
 from hx_gateway.core.interfaces import Call, Headers, Provider, StreamReader
-from hx_gateway.dataplane import verdict
-from hx_gateway.dataplane.answer import EVENTS, JSON, request_id
+from hx_gateway.dataplane import verdict, waits
+from hx_gateway.dataplane.answer import EVENTS, JSON, is_stream, request_id, success_lines
 from hx_gateway.dataplane.fanout import Fanout
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.openai.answers import as_stream
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Target
     from hx_gateway.routing.ask import Ask
 
-_STREAM_TYPES = (b"text/event-stream", b"application/x-ndjson")
-_BEAT = b": waiting for the model\n\n"
 _log = logging.getLogger(__name__)
 
 
@@ -37,8 +35,9 @@ class Run:
     """
 
     __slots__ = (
-        "ahead_s", "alone", "ask", "beat_s", "begun", "call", "deployment", "done", "dropped", "exchange", "id_line", "loading", "opened", "provider", "proxy", "reader",
-        "total_at_s", "trials", "tried",
+        "ahead_s", "alone", "ask", "beat_s", "begun", "call", "called", "deployment", "done", "dropped", "exchange", "fell_from", "give_up_s",
+        "id_line", "leased", "loading", "opened", "provider", "proxy", "queued_at_s", "queued_s", "reader", "reason", "total_at_s", "trials",
+        "tried", "turned_away",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, exchange: Exchange) -> None:
@@ -57,6 +56,14 @@ class Run:
         self.ahead_s = 0.0
         self.alone = False
         self.trials = 0
+        self.leased = False
+        self.called = False  # its turn in the queue came
+        self.queued_at_s = 0.0
+        self.queued_s = 0.0
+        self.give_up_s = inf
+        self.turned_away = False
+        self.fell_from: tuple[str, ...] = ()
+        self.reason = ""
         self.beat_s = 0.0
         limit_s = proxy.total_s
         if exchange.timeout_s and not 0.0 < limit_s < exchange.timeout_s:
@@ -73,24 +80,29 @@ class Run:
     def attempt(self, last: Failure | None = None) -> None:
         """Send the request to the next deployment; ``last`` is what the previous one failed with."""
         exchange = self.exchange
-        target: Target = exchange.candidates
         now_s = monotonic()
+        proxy = self.proxy
         ask = self.ask
         if ask is None:
-            ask = self.ask = self.proxy.ask(exchange)
-        router = self.proxy.router
-        deployment = router.choose(ask, now_s)
+            ask = self.ask = proxy.ask(exchange, self.tried)
+        router = proxy.router
+        # Who comes while others wait for the same name waits behind them.
+        behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
+        deployment = None if behind else router.choose(ask, now_s)
         if deployment is None:
-            self._answer_failure(self._exhausted(target, last, now_s))
+            self._nowhere(last, now_s)
             return
         endpoint = deployment.endpoint
         self.alone = endpoint.in_flight == 0
         self.trials = verdict.lease(deployment)
+        self.leased = True
         if ask.prompt_tokens:
+            self.reason = router.reason(ask, deployment, now_s)
             self.ahead_s = router.sent(ask, deployment, now_s)
         elif endpoint.residency.managed:
             endpoint.residency.sent(deployment, now_s)
         self.deployment = exchange.deployment = deployment
+        proxy.decisions.append((exchange.id, ask.target.name, ask.target.policy, deployment, exchange.attempts, self.reason))
         exchange.attempts += 1
         exchange.call_s = now_s
         self.provider: Provider = endpoint.provider or self.proxy.guess(endpoint)
@@ -123,24 +135,39 @@ class Run:
         self.beat_s = now_s
         if not self.opened:
             self._open()
-        self.exchange.client.write(_BEAT)
+        self.exchange.client.write(waits.comment(self, now_s))
 
-    def _exhausted(self, target: Target, last: Failure | None, now_s: float) -> Failure:
-        """What to answer when nothing is left to try."""
-        if last is None:
-            busy = any(deployment.full for deployment in target.deployments)
-            wait_s = 1.0 if busy or self.ask is None else self.proxy.router.retry_after_s(self.ask, now_s)
-            why = "is at its limit of concurrent requests" if busy else "is failing and being rested"
-            return Failure(
-                errors.UPSTREAM_BUSY if busy else errors.NO_DEPLOYMENT,
-                f"no deployment of {target.name!r} can take the request now: every one {why}",
-                retry_after_s=wait_s,
-            )
-        if last.kind is errors.UPSTREAM_BUSY and last.retry_after_s is None:
-            last.retry_after_s = 1.0
-        elif last.kind.blame is Blame.ENDPOINT and self.exchange.attempts > 1:
-            last.should_retry = False  # our own tries are spent; a client that repeats them multiplies the load
-        return last
+    # Where no deployment can take it
+
+    def _nowhere(self, last: Failure | None, now_s: float) -> None:
+        """Nothing of the name can take the request: let another stand in, or wait for a place, or say so."""
+        exchange = self.exchange
+        standing = waits.standing_in(self, exchange.candidates.down, now_s)
+        if standing is not None:
+            self.fall(standing, last)
+        elif not waits.queue(self, last, now_s):
+            self._answer_failure(waits.exhausted(self, last, now_s))
+
+    def fall(self, target: Target, last: Failure | None) -> None:
+        """Go on with a name that stands in for the one that was asked."""
+        self.fell_from = (*self.fell_from, self.exchange.candidates.name)
+        self.exchange.candidates = target
+        self.tried = []
+        self.ask = None
+        self.attempt(last)
+
+    def ready(self) -> bool:
+        return self.ask is not None and self.proxy.router.choose(self.ask, monotonic()) is not None
+
+    def admit(self) -> None:
+        self.called = True
+        now_s = monotonic()
+        self.queued_s += now_s - self.queued_at_s
+        self.queued_at_s = 0.0
+        self.attempt()
+
+    def give_up(self) -> None:
+        self._answer_failure(waits.waited_long(self, monotonic()))
 
     # What comes of a call
 
@@ -186,13 +213,8 @@ class Run:
 
     def began(self, status: int, headers: Headers) -> bool:
         self.exchange.first_byte_s = monotonic()
-        if status != 200:
+        if status != 200 or not is_stream(headers):
             return False
-        for name, value in headers:
-            if name == b"content-type":
-                if value.lower().startswith(_STREAM_TYPES):
-                    break
-                return False
         deployment = self.deployment
         assert deployment is not None
         self.reader = self.provider.reader(self.exchange, deployment)
@@ -241,8 +263,10 @@ class Run:
             return
         if self.call is not None:
             self.call.cancel()
-        deployment = self._release()
-        verdict.abandoned(deployment, self.trials)
+        if self.leased:
+            verdict.abandoned(self._release(), self.trials)
+        elif self.queued_at_s:
+            self.proxy.hotel.leave(self.exchange.candidates.name, self)
         exchange = self.exchange
         exchange.status = errors.CLIENT_CLOSED.status
         exchange.outcome = errors.CLIENT_CLOSED
@@ -259,23 +283,8 @@ class Run:
     # Ends
 
     def _head(self, kind: bytes) -> bytes:
-        exchange = self.exchange
-        deployment = self.deployment
-        assert deployment is not None
-        identity = exchange.identity
-        shown = identity is None or identity.show_endpoints
-        lines = b"%b%b%b%b%b" % (
-            kind,
-            self.id_line,
-            exchange.candidates.head,
-            deployment.response_head,
-            deployment.endpoint.response_head if shown else b"",
-        )
-        if exchange.attempts > 1:
-            lines += b"x-hx-attempts: %d\r\n" % exchange.attempts
-        if self.dropped:
-            lines += b"x-hx-params-dropped: %b\r\n" % ", ".join(self.dropped).encode("ascii", "replace")
-        return lines
+        assert self.deployment is not None
+        return success_lines(self.exchange, self.deployment, kind, self.id_line, self)
 
     def _open(self) -> None:
         self.opened = True
@@ -283,7 +292,11 @@ class Run:
 
     def _begin(self) -> None:
         self.begun = True
-        self.proxy.waiting.discard(self)
+        proxy = self.proxy
+        proxy.waiting.discard(self)
+        if self.ahead_s and self.deployment is not None:  # its prompt has been read
+            proxy.router.read(self.deployment.endpoint, self.ahead_s)
+            self.ahead_s = 0.0
         if not self.opened:
             self._open()
 
@@ -326,17 +339,23 @@ class Run:
         """The attempt failed before anything was passed on: go elsewhere, or answer with the failure."""
         deployment = self._release()
         self._blame(deployment, failure)
+        exchange = self.exchange
+        if failure.kind is errors.CONTEXT_LENGTH:
+            standing = waits.standing_in(self, exchange.candidates.context, monotonic())
+            if standing is not None:
+                self.call = self.reader = None
+                self.fall(standing, failure)
+                return
         if failure.kind.elsewhere:
-            exchange = self.exchange
             self.call = self.reader = None
             exchange.first_byte_s = 0.0
             exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
             self.tried.append(deployment)
-            self.ask = self.proxy.ask(exchange, self.tried)
-            if exchange.attempts < self.proxy.max_attempts and monotonic() < self.total_at_s:
+            self.ask = None
+            if exchange.attempts < self.proxy.max_attempts + len(self.fell_from) and monotonic() < self.total_at_s:
                 self.attempt(failure)
                 return
-            failure = self._exhausted(exchange.candidates, failure, monotonic())
+            failure = waits.exhausted(self, failure, monotonic())
         self._answer_failure(failure)
 
     def _blame(self, deployment: Deployment, failure: Failure) -> None:
@@ -350,30 +369,32 @@ class Run:
         endpoint = deployment.endpoint
         deployment.in_flight -= 1
         endpoint.in_flight -= 1
+        self.leased = False
+        if self.proxy.hotel.size:
+            self.proxy.hotel.vacancy()
         if self.ahead_s:
             self.proxy.router.read(endpoint, self.ahead_s)
             self.ahead_s = 0.0
         return deployment
 
     def _answer_failure(self, failure: Failure) -> None:
+        exchange = self.exchange
         if self.opened:  # by a sign of life: the status is gone, the failure is an event
-            exchange = self.exchange
             exchange.outcome = failure.kind
             exchange.status = 200
             self._finish()
             exchange.client.end(error_event(failure))
-            return
+        else:
+            self._end()
+            self.proxy.refuse(exchange, failure)
+
+    def _finish(self) -> None:
+        self._end()
+        for observer in self.proxy.observers:
+            observer.finished(self.exchange)
+
+    def _end(self) -> None:
         self.done = True
         self.proxy.waiting.discard(self)
         self.proxy.in_flight -= 1
         self.exchange.owner = None
-        self.proxy.refuse(self.exchange, failure)
-
-    def _finish(self) -> None:
-        self.done = True
-        self.proxy.waiting.discard(self)
-        self.proxy.in_flight -= 1
-        exchange = self.exchange
-        exchange.owner = None
-        for observer in self.proxy.observers:
-            observer.finished(exchange)

@@ -210,6 +210,19 @@ class Router:
                             tokens[position] = believed
         return tokens
 
+    def reason(self, ask: Ask, deployment: Deployment, now_s: float) -> str:
+        """Why a deployment was chosen, in one line; empty where the policy counts no seconds."""
+        policy = self.policy(ask.target.policy)
+        if policy.picker is not None:
+            return ""
+        tokens = self.cached(ask, (deployment,))[0] if policy.affine else 0.0
+        parts = []
+        for name, term, weight in policy.terms:
+            seconds = weight * term(ask, deployment, tokens, now_s)
+            if seconds >= 0.005:
+                parts.append(f"{name} {seconds:.2f}")
+        return f"{' + '.join(parts) or '0.00'} s" + (f", {tokens:.0f} tokens cached" if tokens >= 1.0 else "")
+
     def sent(self, ask: Ask, deployment: Deployment, now_s: float) -> float:
         """A request goes to a deployment; returns the seconds of reading it adds to what waits there.
 

@@ -1,0 +1,122 @@
+"""What becomes of a request that no deployment can take now: another name stands in, it waits for a place, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hx_gateway.core import errors
+from hx_gateway.core.errors import Blame, Failure
+from hx_gateway.dataplane.queue import PRIORITIES
+
+if TYPE_CHECKING:
+    from hx_gateway.dataplane.run import Run
+    from hx_gateway.fleet.registry import Target
+
+
+def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
+    """The first name of a fallback chain that the key may use and that can take the request now."""
+    identity = run.exchange.identity
+    proxy = run.proxy
+    for name in names:
+        target = proxy.find(name)
+        if target is None or target is run.exchange.candidates or target.name in run.fell_from:
+            continue
+        if identity is not None and not identity.may_use(target.name):
+            continue
+        if proxy.router.choose(proxy.ask_of(run.exchange, target), now_s) is not None:
+            return target
+    return None
+
+
+def queue(run: Run, last: Failure | None, now_s: float) -> bool:
+    """Let the request wait for a place; False where waiting has no sense, or the queue is full."""
+    proxy, exchange = run.proxy, run.exchange
+    target: Target = exchange.candidates
+    hotel = proxy.hotel
+    if not hotel.most or run.queued_at_s or not occupied(target, now_s):
+        return False
+    if last is not None:
+        if last.kind is not errors.UPSTREAM_BUSY or exchange.attempts >= proxy.max_attempts + len(run.fell_from):
+            return False
+        run.tried = []
+        run.ask = None
+    if run.ask is None:
+        run.ask = proxy.ask(exchange)
+    identity = exchange.identity
+    key = identity.name if identity is not None else ""
+    priority = PRIORITIES.get(exchange.notes.get(b"x-hx-priority", b"normal"), 1)
+    run.give_up_s = min(now_s + hotel.longest_s, run.total_at_s)
+    if hotel.enter(target.name, run, key, priority) < 0:
+        run.turned_away = True
+        return False
+    run.queued_at_s = now_s
+    if exchange.facts.stream and not run.opened:
+        proxy.wait(run, now_s)
+    return True
+
+
+def occupied(target: Target, now_s: float) -> bool:
+    """Whether some deployment would take the request if it were not full, or had not asked for a pause."""
+    return any(
+        deployment.weight and (deployment.full or now_s < deployment.cool_until_s)
+        for deployment in target.deployments
+        if deployment.breaker.state == "closed" and deployment.endpoint.breaker.state == "closed"
+    )
+
+
+def likely_wait_s(target: Target, ahead: int) -> float:
+    """Seconds until a place is free for a request with so many before it, by what requests took lately."""
+    places = sum(deployment.max_concurrent or deployment.endpoint.max_concurrent or 1 for deployment in target.deployments)
+    lasted = [deployment.pace.service_s for deployment in target.deployments if deployment.pace.service_s]
+    each_s = sum(lasted) / len(lasted) if lasted else 1.0
+    return max(1.0, (ahead + 1) * each_s / max(1, places))
+
+
+def comment(run: Run, now_s: float) -> bytes:
+    """A sign of life for a client that waits for a stream."""
+    if not run.queued_at_s:
+        return b": waiting for the model\n\n"
+    target: Target = run.exchange.candidates
+    ahead = max(0, run.proxy.hotel.waiting(target.name) - 1)
+    return b": queued, at most %d ahead, about %d s\n\n" % (ahead, round(likely_wait_s(target, ahead)))
+
+
+def exhausted(run: Run, last: Failure | None, now_s: float) -> Failure:
+    """What to answer when nothing is left to try."""
+    target: Target = run.exchange.candidates
+    if last is None:
+        if run.turned_away:
+            waiting = run.proxy.hotel.waiting(target.name)
+            return Failure(
+                errors.QUEUE_FULL,
+                f"every deployment of {target.name!r} is full, and {waiting} requests wait for a place already (queue.max_waiting)",
+                retry_after_s=likely_wait_s(target, waiting),
+            )
+        if occupied(target, now_s):
+            return Failure(
+                errors.UPSTREAM_BUSY,
+                f"every deployment of {target.name!r} is at its limit of concurrent requests, or asked for a pause",
+                retry_after_s=likely_wait_s(target, 0),
+            )
+        wait_s = run.proxy.router.retry_after_s(run.ask, now_s) if run.ask is not None else 1.0
+        return Failure(
+            errors.NO_DEPLOYMENT,
+            f"no deployment of {target.name!r} can take the request now: every one is failing and being rested, or drained",
+            retry_after_s=wait_s,
+        )
+    if last.kind is errors.UPSTREAM_BUSY and last.retry_after_s is None:
+        last.retry_after_s = likely_wait_s(target, 0)
+    elif last.kind.blame is Blame.ENDPOINT and run.exchange.attempts > 1:
+        last.should_retry = False  # our own tries are spent; a client that repeats them multiplies the load
+    return last
+
+
+def waited_long(run: Run, now_s: float) -> Failure:
+    """What to answer to a request that waited as long as it may."""
+    target: Target = run.exchange.candidates
+    return Failure(
+        errors.QUEUE_TIMEOUT,
+        f"no deployment of {target.name!r} became free within {now_s - run.queued_at_s:.0f} s (queue.max_wait_seconds)",
+        retry_after_s=likely_wait_s(target, run.proxy.hotel.waiting(target.name)),
+    )
