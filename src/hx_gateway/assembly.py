@@ -25,26 +25,41 @@ class Assembly:
     Args:
         config: The configuration.
         provider_named: Makes the provider of a name.
+        before: The assembly this one takes over from, on reload.
     """
 
-    def __init__(self, config: GatewayConfig, provider_named: Callable[[str], Any]) -> None:
+    def __init__(self, config: GatewayConfig, provider_named: Callable[[str], Any], before: Assembly | None = None) -> None:
         self.config = config
+        self._before = before
         self._provider_named = provider_named
         self._by_address: dict[tuple[str, str], Endpoint] = {}
         self._named: dict[str, Endpoint] = {}
         self._deployments: dict[tuple[str, str, str], Deployment] = {}
-        self._discovered: set[Endpoint] = set()  # those whose models are served without being listed
+        self._discovered: dict[Endpoint, None] = {}  # those whose models are served without being listed, in order
         self._local: dict[str, list[Endpoint]] = {}
         self._forward: Endpoint | None = None
         for name, settings in config.endpoints.items():
             self._named[name] = endpoint = self._endpoint(name, settings.url, settings.provider, settings)
             if settings.discover:
-                self._discovered.add(endpoint)
+                self._discovered[endpoint] = None
+        if before is not None:
+            self._keep(before)
         upstream = config.gateway.default_upstream
         if isinstance(upstream, str):
             self._forward = self._place(upstream, UpstreamSettings(url=upstream) if is_url(upstream) else None)
         elif upstream is not None:
             self._forward = self._place(upstream.url, upstream)
+
+    def _keep(self, before: Assembly) -> None:
+        """Take over what no configuration lists: servers of our own, and those found on this machine."""
+        self._local = {model: endpoints for model, endpoints in before._local.items() if model in self.config.models}
+        kept = [endpoint for endpoints in self._local.values() for endpoint in endpoints]
+        if not self.config.models and not self.config.endpoints:
+            kept += before._discovered
+            self._discovered = dict(before._discovered)
+        for endpoint in kept:
+            self._named[endpoint.name] = endpoint
+            self._by_address[str(endpoint.address), endpoint.api_key] = endpoint
 
     # Endpoints
 
@@ -59,7 +74,7 @@ class Assembly:
         if endpoint is None:
             endpoint = self._endpoint(self._free_name(name), str(address), provider, None)
             self._named[endpoint.name] = endpoint
-        self._discovered.add(endpoint)
+        self._discovered[endpoint] = None
         return endpoint
 
     def local(self, model: str, url: str, api_key: str) -> Endpoint:
@@ -104,7 +119,12 @@ class Assembly:
         )
         if settings is not None:
             endpoint.facts.legacy_embeddings = settings.legacy_embeddings
-        endpoint.pool = Pool(endpoint, max_body=config.http.max_response_bytes)
+        known = self._before._by_address.get((str(address), api_key)) if self._before is not None else None
+        if known is not None and known.name == name:
+            known.adopt(endpoint)
+            endpoint = known
+        else:
+            endpoint.pool = Pool(endpoint, max_body=config.http.max_response_bytes)
         self._by_address[str(address), api_key] = endpoint
         return endpoint
 
@@ -209,7 +229,7 @@ class Assembly:
             given = settings or ModelSettings()
             if endpoint.provider is None and given.provider:
                 endpoint.provider = self._provider_named(given.provider)
-            deployment = self._deployments[key] = Deployment(
+            deployment = Deployment(
                 model,
                 known,
                 endpoint,
@@ -226,7 +246,16 @@ class Assembly:
                 ),
                 breaker=self._breaker(),
             )
+            before = self._before._deployments.get(key) if self._before is not None else None
+            if before is not None and before.endpoint is endpoint:
+                before.adopt(deployment)
+                deployment = before
+            self._deployments[key] = deployment
         return deployment
+
+    def settled(self) -> None:
+        """The reload is done: forget what was before."""
+        self._before = None
 
 
 def _tls(address: Address, settings: EndpointSettings | None) -> ssl.SSLContext | None:

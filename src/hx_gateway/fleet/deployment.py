@@ -18,11 +18,15 @@ class Deployment:
         max_concurrent: Most requests at once; 0 for no limit.
         mode: ``chat``, ``embedding`` or empty for anything.
         pace: Learned speeds.
+
+    What probes and answers tell of the model there is carried here by `health.teach`, so that nobody has to look it up
+    for a request: its size, what it cannot do, how much context it has, how much of it is not on the accelerator.
     """
 
     __slots__ = (
-        "breaker", "cool_until_s", "endpoint", "in_flight", "max_concurrent", "mode", "model", "options", "pace", "prices", "response_head",
-        "size", "upstream_model", "weight",
+        "breaker", "context_length", "cool_until_s", "dimensions", "endpoint", "in_flight", "load_prior_s", "loaded_context",
+        "max_concurrent", "mode", "model", "options", "pace", "prices", "response_head", "size", "spilled", "unable",
+        "upstream_model", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -51,9 +55,25 @@ class Deployment:
         self.in_flight = 0
         self.pace = pace or Pace()
         self.size = 0.0  # bytes of memory the model takes; 0.0 for unknown
+        self.context_length = 0  # most tokens of prompt and answer together; 0 for unknown
+        self.loaded_context = 0  # tokens of context it is loaded with, as an Ollama server tells; 0 when not loaded or not told
+        self.dimensions = 0  # length of the embeddings it was seen to give; 0 before the first
+        self.unable: frozenset[str] = frozenset()  # of `fleet.facts.CAPABILITIES`, those it is known to lack
+        self.spilled = -1.0  # share of it outside the accelerator's memory when it was last loaded; -1.0 for unknown
+        self.load_prior_s = self.pace.load_s  # what was assumed of its load time, until one was seen
         self.cool_until_s = 0.0  # it said it is busy: not asked before this monotonic time
         shown = model.encode("ascii", "replace").decode()
         self.response_head = f"x-hx-model: {shown}\r\n".encode()
+
+    def adopt(self, other: Deployment) -> None:
+        """Take over the settings of ``other``, made from a newer configuration; the live state stays."""
+        self.weight = other.weight
+        self.max_concurrent = other.max_concurrent
+        self.mode = other.mode
+        self.prices = other.prices
+        self.options = other.options
+        self.breaker.threshold = other.breaker.threshold
+        self.breaker.timeout_s = other.breaker.timeout_s
 
     @property
     def full(self) -> bool:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from hx_gateway.core.context import HOT_ROUTES
 from hx_gateway.fleet.breaker import Breaker
+from hx_gateway.fleet.facts import EndpointFacts
 from hx_gateway.fleet.residency import Residency
 
 
@@ -68,19 +69,6 @@ class Deadlines:
     total_s: float = 0.0
 
 
-@dataclass(slots=True)
-class EndpointFacts:
-    """What probes learned about a server; filled by health/, read by providers."""
-
-    version: str = ""
-    legacy_embeddings: bool | None = None  # True: only Ollama's old /api/embeddings with ``prompt``
-    models: tuple[str, ...] = ()
-    loaded: frozenset[str] | None = None  # models in memory, where the server tells; None where it does not
-    healthy: bool | None = None
-    checked_s: float = 0.0
-    error: str = ""
-
-
 class Endpoint:
     """One model server.
 
@@ -94,13 +82,15 @@ class Endpoint:
         max_concurrent: Most calls at once; 0 for no limit.
         tls: ``ssl.SSLContext`` for https, else None.
         breaker: Its circuit breaker.
-        slots: Requests it works on at the same time; 0 for unknown.
+        slots: Requests it works on at the same time, as configured; 0 to take what the server tells.
         memory_bytes: Memory its models may take together; 0 for unknown.
+        max_loaded_models: Most models it holds at once; 0 for unknown.
+        disk_rate: Bytes per second at which it reads a model from its disk.
     """
 
     __slots__ = (
-        "address", "api_key", "breaker", "cache_trust", "cool_until_s", "deadlines", "facts", "head", "in_flight", "max_concurrent",
-        "name", "paths", "pending_s", "pool", "provider", "residency", "response_head", "slots", "tls",
+        "address", "api_key", "breaker", "cache_trust", "configured_slots", "cool_until_s", "deadlines", "disk_rate", "facts", "head",
+        "in_flight", "max_concurrent", "name", "paths", "pending_s", "pool", "provider", "residency", "response_head", "slots", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +107,8 @@ class Endpoint:
         breaker: Breaker | None = None,
         slots: int = 0,
         memory_bytes: float = 0.0,
+        max_loaded_models: int = 0,
+        disk_rate: float = 1e9,
     ) -> None:
         self.name = name
         self.address = address
@@ -129,8 +121,10 @@ class Endpoint:
         self.facts = EndpointFacts()
         self.in_flight = 0
         self.pending_s = 0.0  # seconds of reading prompts that were sent and not yet answered by a first byte
-        self.slots = slots
-        self.residency = Residency(memory_bytes)
+        self.configured_slots = slots
+        self.slots = slots  # as configured, else as the server tells; 0 for unknown
+        self.disk_rate = disk_rate
+        self.residency = Residency(memory_bytes, max_loaded_models)
         self.cool_until_s = 0.0  # it said it is busy: not asked before this monotonic time; inf while drained
         self.cache_trust = 1.0  # share of what the prefix index believes that turns out to be cached
         self.pool: Any = None  # upstream.pool.Pool, owned by the upstream side
@@ -142,6 +136,19 @@ class Endpoint:
             lines.append(f"authorization: Bearer {api_key}")
         lines += [f"{key.lower()}: {value}" for key, value in (headers or {}).items()]
         self.head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+
+    def adopt(self, other: Endpoint) -> None:
+        """Take over the settings of ``other``, made from a newer configuration; the live state stays."""
+        self.deadlines = other.deadlines
+        self.head = other.head
+        self.tls = other.tls
+        self.max_concurrent = other.max_concurrent
+        self.provider = other.provider or self.provider
+        self.slots = other.slots or self.slots
+        self.residency.memory = other.residency.memory
+        self.residency.most = other.residency.most
+        self.breaker.threshold = other.breaker.threshold
+        self.breaker.timeout_s = other.breaker.timeout_s
 
     def __repr__(self) -> str:
         return f"<Endpoint {self.name} {self.address} in_flight={self.in_flight} {self.breaker!r}>"

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from hx_gateway.fleet.checks import Notice
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
 
@@ -22,6 +23,7 @@ class Target:
         policy: Name of the balancing policy.
         mode: ``chat`` or ``embedding`` where every deployment is of that mode, else empty.
         head: Response header lines about the name, made once.
+        excluded: Deployments that may not serve it, each with the reason in words (`fleet.checks`).
         down: Names that stand in when every deployment is down, failing or full.
         context: Names that stand in when the prompt is too long.
     """
@@ -45,9 +47,11 @@ class Registry:
         endpoints: Every server, by its name.
         default: Name used when a request names no model; empty for none.
         forward_to: Where unknown ``/v1`` paths go; None to refuse them.
+        placement: Models that shall stay in memory, by the operator's plan.
+        notices: What the operator should know of the fleet (`fleet.checks`).
     """
 
-    __slots__ = ("default", "endpoints", "forward_to", "targets")
+    __slots__ = ("default", "endpoints", "forward_to", "notices", "placement", "targets")
 
     def __init__(
         self,
@@ -55,11 +59,23 @@ class Registry:
         endpoints: Mapping[str, Endpoint],
         default: str = "",
         forward_to: Endpoint | None = None,
+        placement: Iterable[Kept] = (),
+        notices: Iterable[Notice] = (),
     ) -> None:
         self.targets = dict(targets)
         self.endpoints = dict(endpoints)
         self.default = default
         self.forward_to = forward_to
+        self.placement = tuple(placement)
+        self.notices = tuple(notices)
+
+    def at(self, endpoint: Endpoint) -> set[Deployment]:
+        """Every deployment at an endpoint, those excluded from serving a name included."""
+        found: set[Deployment] = set()
+        for target in self.targets.values():
+            found.update(deployment for deployment in target.deployments if deployment.endpoint is endpoint)
+            found.update(deployment for deployment, _ in target.excluded if deployment.endpoint is endpoint)
+        return found
 
     def find(self, name: str) -> Target | None:
         """The target called ``name``, with Ollama's implied ``:latest`` understood both ways."""
