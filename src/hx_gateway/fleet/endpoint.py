@@ -144,7 +144,9 @@ class Endpoint:
         self.tls = other.tls
         self.max_concurrent = other.max_concurrent
         self.provider = other.provider or self.provider
-        self.slots = other.slots or self.slots
+        self.configured_slots = other.configured_slots
+        self.slots = other.configured_slots or self.facts.slots
+        self.disk_rate = other.disk_rate
         self.residency.memory = other.residency.memory
         self.residency.most = other.residency.most
         self.breaker.threshold = other.breaker.threshold

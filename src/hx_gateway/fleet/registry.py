@@ -23,9 +23,9 @@ class Target:
         policy: Name of the balancing policy.
         mode: ``chat`` or ``embedding`` where every deployment is of that mode, else empty.
         head: Response header lines about the name, made once.
-        excluded: Deployments that may not serve it, each with the reason in words (`fleet.checks`).
         down: Names that stand in when every deployment is down, failing or full.
         context: Names that stand in when the prompt is too long.
+        excluded: Deployments that may not serve it, each with the reason in words (`fleet.checks`).
     """
 
     name: str
@@ -37,6 +37,20 @@ class Target:
     head: bytes = b""
     down: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
+    excluded: tuple[tuple[Deployment, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A model that shall stay in a server's memory.
+
+    Args:
+        deployment: The model and the server.
+        keep_alive: How long it stays there unused, as Ollama takes it: seconds, or text such as ``30m``; negative for ever.
+    """
+
+    deployment: Deployment
+    keep_alive: str | int | float
 
 
 class Registry:
