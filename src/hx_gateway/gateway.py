@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.access.keys import KeyRing
@@ -13,19 +13,20 @@ from hx_gateway.assembly import Assembly
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core import errors
 from hx_gateway.core.clock import SystemClock
-from hx_gateway.core.context import FORWARD, Exchange
+from hx_gateway.core.context import FORWARD, NOBODY, Exchange, Identity, Route
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.identifiers import RequestIds
 from hx_gateway.core.plugins import UnknownPlugin, find
+from hx_gateway.dataplane.explain import told
 from hx_gateway.dataplane.forward import Forward
 from hx_gateway.dataplane.pipeline import STAGES, Pipeline
 from hx_gateway.dataplane.proxy import Proxy
-from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.fleet.registry import Registry
 from hx_gateway.health.discovery import discover
 from hx_gateway.health.monitor import Monitor
 from hx_gateway.providers import BUILT_IN as PROVIDERS
-from hx_gateway.routing.policies import policy
+from hx_gateway.routing.policies import Policy, policy
 from hx_gateway.routing.router import Router
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.upstream.fetch import fetch
@@ -56,43 +57,73 @@ class Gateway:
         self.workers = workers
         self.clock = SystemClock()
         self.ids = RequestIds(self.clock.wall)
-        self.keys = KeyRing.from_config(config)
         self.metrics = Metrics(self.clock)
         self.started_wall_s = self.clock.wall()
         self.ready = False
         self.draining = False
+        self.reloading: Any = None  # server.reloading.Reloading, where the configuration can be loaded again
         self.local_models: list[LocalModel] = []
         self._local_elsewhere = local
         self._providers: dict[str, Provider] = {}
-        balancer, performance = config.load_balancer, config.performance
-        self.assembly = Assembly(config, self.provider_named)
-        self.registry = self.assembly.registry()
-        self.router = Router(lambda name: policy(name, config.policies, balancer.seconds_per_cost_unit))
-        self.proxy = Proxy(
-            self.router,
-            self._guess,
-            (self.metrics,),
-            balancer.max_attempts,
-            performance.total_timeout_seconds,
-            config.http.heartbeat_seconds,
-            Hotel(config.queue.max_waiting, config.queue.max_wait_seconds),
-            lambda name: self.registry.find(name),
-        )
-        stages = [(name, find("stage", name, STAGES)(self)) for name in config.pipeline.stages]
-        self.pipeline = Pipeline(
-            [stage for _, stage in stages if stage is not None], self.proxy.start, self.proxy.answer, self.proxy.refuse
-        )
-        unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve")]
-        self.passage = Pipeline(unread, self._forward, self.proxy.answer, self.proxy.refuse)
+        self._retired: list[Endpoint] = []  # no longer configured, with answers under way
+        self._tasks: list[asyncio.Task[None]] = []
+        self._known: dict[str, tuple[str, ...]] = {}
+        self.router = Router(self._policy_of(config))
+        self.proxy = Proxy(self.router, self._guess, (self.metrics,), find=lambda name: self.registry.find(name))
         self.monitor = Monitor(
             lambda: self.registry,
-            balancer.health_check_interval,
+            config.load_balancer.health_check_interval,
             self.clock,
             fetch=fetch,
             provider_named=self.provider_named,
         )
-        self._tasks: list[asyncio.Task[None]] = []
-        self._known: dict[str, tuple[str, ...]] = {}
+        self._adopt(config, Assembly(config, self.provider_named))
+
+    def _policy_of(self, config: GatewayConfig) -> Callable[[str], Policy]:
+        return lambda name: policy(name, config.policies, config.load_balancer.seconds_per_cost_unit)
+
+    def _adopt(self, config: GatewayConfig, assembly: Assembly) -> None:
+        """Take a configuration into use: all that can fail comes first, then everything is swapped in one step."""
+        registry = assembly.registry()
+        policy_of = self._policy_of(config)
+        for name in {target.policy for target in registry.targets.values()}:
+            policy_of(name)  # an unknown one is refused here, not at the first request
+        keys = KeyRing.from_config(config)
+        plan = _Plan(self, config, keys)
+        stages = [(name, find("stage", name, STAGES)(plan)) for name in config.pipeline.stages]
+        run = [stage for _, stage in stages if stage is not None]
+        unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve")]
+
+        proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
+        self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
+        self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
+        self.pipeline = Pipeline(run, proxy.start, proxy.answer, proxy.refuse)
+        self.passage = Pipeline(unread, self._forward, proxy.answer, proxy.refuse)
+        self.router.replace(policy_of)
+        proxy.plain = {}
+        proxy.max_attempts = balancer.max_attempts
+        proxy.total_s = performance.total_timeout_seconds
+        proxy.heartbeat_s = config.http.heartbeat_seconds
+        proxy.hotel.most = config.queue.max_waiting
+        proxy.hotel.longest_s = config.queue.max_wait_seconds
+        self.monitor.interval_s = balancer.health_check_interval
+
+    def reload(self, config: GatewayConfig) -> None:
+        """Go on with another configuration; what is under way is not disturbed, live state of what stays survives.
+
+        Raises:
+            UnknownPlugin, ReloadRefused: The configuration cannot be taken into use; the old one stays.
+        """
+        files = {name: model.path for name, model in self.config.models.items() if model.path}
+        if files != {name: model.path for name, model in config.models.items() if model.path}:
+            raise ReloadRefused("models with a path are started with the gateway: restart it to change them")
+        before = self.assembly
+        assembly = Assembly(config, self.provider_named, before)
+        self._adopt(config, assembly)
+        assembly.settled()
+        stay = set(assembly.endpoints.values())
+        self._retired += [endpoint for endpoint in before.endpoints.values() if endpoint not in stay]
+        self._known = {}
 
     def __repr__(self) -> str:
         return f"<Gateway {self.config.service.name} names={len(self.registry.targets)} endpoints={len(self.registry.endpoints)}>"
@@ -115,6 +146,37 @@ class Gateway:
             # What is forwarded is not read, so it cannot be held to a list of models.
             raise Failure(errors.MODEL_NOT_ALLOWED, "the API key is limited to certain models, and this route is passed on unread")
         Forward(self.proxy, exchange, endpoint).start()
+
+    def explain(self, route: Route, body: bytes, notes: dict[bytes, bytes], identity: Identity | None) -> dict[str, Any]:
+        """Where a request would go and why; nothing is sent.
+
+        Raises:
+            Failure: The request would be refused.
+        """
+        # An exchange without a client: the stages that read it are run, nothing answers it.
+        exchange = Exchange(self.ids(), route, b"POST", b"", notes, [], body, NOBODY, self.clock.monotonic())
+        exchange.identity = identity
+        for stage in self._reading:
+            stage(exchange)
+        ask = self.proxy.ask_of(exchange, exchange.candidates)
+        decision = self.router.explain(ask, self.clock.monotonic())
+        return told(exchange, ask, decision, identity is None or identity.show_endpoints)
+
+    def decisions(self, limit: int = 0) -> list[dict[str, Any]]:
+        """The latest routing decisions, newest first; all that are remembered for a ``limit`` of 0."""
+        latest = list(self.proxy.decisions)[::-1]
+        return [
+            {
+                "id": id,
+                "target": name,
+                "policy": rule,
+                "model": deployment.model,
+                "endpoint": deployment.endpoint.name,
+                "attempt": attempt + 1,
+                "reason": reason or None,
+            }
+            for id, name, rule, deployment, attempt, reason in (latest[:limit] if limit else latest)
+        ]
 
     def share(self, limit: int) -> int:
         """This worker's part of a limit that all workers keep together; at least 1, or 0 for no limit."""
@@ -214,15 +276,39 @@ class Gateway:
         while True:
             await asyncio.sleep(SWEEP_S)
             now_s = self.clock.monotonic()
-            for endpoint in self.assembly.endpoints.values():
+            for endpoint in [*self.assembly.endpoints.values(), *self._retired]:
                 try:
                     endpoint.pool.sweep(now_s)
                 except Exception:  # blame: the gateway's own; deadlines must go on being kept
                     _log.exception("sweeping the connections to %s failed", endpoint.name)
+            for endpoint in [endpoint for endpoint in self._retired if not endpoint.in_flight]:
+                self._retired.remove(endpoint)
+                endpoint.pool.close()
             try:
                 self.proxy.sweep(now_s)
             except Exception:  # blame: the gateway's own; heartbeats must go on
                 _log.exception("sending heartbeats failed")
+
+
+class ReloadRefused(Exception):
+    """A configuration cannot be taken into use while the gateway runs; the message says why."""
+
+
+class _Plan:
+    """What a stage is built from: the configuration to come, and the gateway it will serve."""
+
+    def __init__(self, gateway: Gateway, config: GatewayConfig, keys: KeyRing) -> None:
+        self._gateway = gateway
+        self.config = config
+        self.keys = keys
+        self.workers = gateway.workers
+        self.share = gateway.share
+        self.proxy = gateway.proxy
+
+    @property
+    def registry(self) -> Registry:
+        """The registry at the moment of a request."""
+        return self._gateway.registry
 
 
 def local_models(config: GatewayConfig) -> list[tuple[str, LocalModel]]:
@@ -258,4 +344,4 @@ def build(config: GatewayConfig, workers: int = 1, **options: Any) -> Gateway:
     return Gateway(config, workers, **options)
 
 
-__all__ = ["Gateway", "UnknownPlugin", "build", "local_models"]
+__all__ = ["Gateway", "ReloadRefused", "UnknownPlugin", "build", "local_models"]

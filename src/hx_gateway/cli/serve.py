@@ -32,4 +32,4 @@ def serve(
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
-    raise typer.Exit(run(loaded))
+    raise typer.Exit(run(loaded, lambda: load(config, environ)))

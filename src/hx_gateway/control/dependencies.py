@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
 from hx_gateway.core.clock import Clock
-from hx_gateway.core.context import Exchange, Identity
+from hx_gateway.core.context import Exchange, Identity, Route
 from hx_gateway.dataplane.stages.authenticate import refused, token_of
 
 if TYPE_CHECKING:
@@ -56,8 +56,19 @@ class Gateway(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def reloading(self) -> Any: ...
+
     def ids(self) -> str:
         """A new request id."""
+        ...
+
+    def explain(self, route: Route, body: bytes, notes: dict[bytes, bytes], identity: Identity | None, /) -> dict[str, Any]:
+        """Where a request would go and why."""
+        ...
+
+    def decisions(self, limit: int = 0, /) -> list[dict[str, Any]]:
+        """The latest routing decisions, newest first."""
         ...
 
     def dispatch(self, exchange: Exchange, /) -> None:

@@ -135,3 +135,25 @@ class Exchange:
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.route.name} {self.asked!r} status={self.status} attempts={self.attempts}>"
+
+
+class Nobody:
+    """The client side of an exchange that nobody waits for; what is sent to it is lost."""
+
+    def respond(self, exchange: Exchange, status: int, headers: bytes, body: bytes) -> None:
+        """Lost."""
+
+    def begin(self, exchange: Exchange, status: int, headers: bytes) -> None:
+        """Lost."""
+
+    def write(self, data: bytes) -> None:
+        """Lost."""
+
+    def end(self, data: bytes = b"") -> None:
+        """Lost."""
+
+    def abort(self) -> None:
+        """Lost."""
+
+
+NOBODY = Nobody()

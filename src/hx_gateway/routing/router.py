@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +80,23 @@ class Router:
         if found is None:
             found = self._policies[name] = self._find(name)
         return found
+
+    def replace(self, policy: Callable[[str], Policy]) -> None:
+        """Take policies from elsewhere; what is known of prefixes and conversations stays."""
+        self._find = policy
+        self._policies = {}
+
+    def explain(self, ask: Ask, now_s: float) -> Decision:
+        """The choice for a request with its reasons, by the same code, and without leaving a trace."""
+        name = ask.target.policy
+        kept = self.policy(name)
+        decision = Decision(name)
+        self._policies[name] = dataclasses.replace(kept, picker=copy.deepcopy(kept.picker))  # a picker may count its turns
+        try:
+            self.choose(ask, now_s, decision)
+        finally:
+            self._policies[name] = kept
+        return decision
 
     def choose(self, ask: Ask, now_s: float, decision: Decision | None = None) -> Deployment | None:
         """The deployment for the next attempt, or None when none can take it now.
@@ -232,19 +251,33 @@ class Router:
         tokens = ask.prompt_tokens
         if ask.blocks or ask.session:
             tokens -= self.cached(ask, (deployment,))[0]
-            bit = self.prefixes.bit(endpoint.name)
+            ask.believed_tokens = ask.prompt_tokens - tokens
+            held = self.prefixes.held(endpoint.name)
             if ask.blocks:
-                self.prefixes.add(ask.blocks, bit)
+                self.prefixes.add(ask.blocks, held, ask.block_tokens, ask.edges)
             if ask.session:
                 sessions = self._sessions
                 sessions.pop(ask.session, None)
-                sessions[ask.session] = (bit, ask.prompt_tokens)
+                sessions[ask.session] = (held.bit, ask.prompt_tokens)
                 if len(sessions) > _SESSIONS:
                     del sessions[next(iter(sessions))]
         endpoint.residency.sent(deployment, now_s)
         seconds = tokens / deployment.pace.prefill_rate
         endpoint.pending_s += seconds
         return seconds
+
+    def verified(self, ask: Ask, endpoint: Endpoint, prompt_tokens: float, cached_tokens: float) -> None:
+        """An answer told how much of its prompt had been cached; what `sent` believed is corrected by it.
+
+        Args:
+            ask: The request, as it was sent.
+            endpoint: Where it was answered.
+            prompt_tokens: Length of its prompt, as the server counts.
+            cached_tokens: How much of it was cached there.
+        """
+        if ask.blocks and ask.prompt_tokens:
+            believed = ask.believed_tokens * prompt_tokens / ask.prompt_tokens  # in the server's tokens, not in ours
+            self.prefixes.verified(endpoint.name, prompt_tokens, believed, cached_tokens)
 
     def read(self, endpoint: Endpoint, seconds: float) -> None:
         """A prompt that waited at an endpoint has been read, or will not be."""

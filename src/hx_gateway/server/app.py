@@ -8,15 +8,18 @@ import gc
 import logging
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from time import monotonic
 
 import uvicorn
 
+from hx_gateway.config.load import Loaded
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.cors import CorsPolicy
 from hx_gateway.gateway import SWEEP_S, Gateway
 from hx_gateway.server.door import Door
 from hx_gateway.server.hall import Hall
+from hx_gateway.server.reloading import Reloading
 
 _BACKLOG = 4096
 _ABANDON_S = 1.0  # seconds that broken-off connections get to close after the drain timeout
@@ -29,9 +32,17 @@ class GatewayServer(uvicorn.Server):
     Args:
         gateway: Built, not started.
         started: Called when the port is open.
+        again: Loads the configuration anew, for reloads; None for a configuration that cannot be loaded again.
+        path: The file it is in.
     """
 
-    def __init__(self, gateway: Gateway, started: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        started: Callable[[], None] | None = None,
+        again: Callable[[], Loaded] | None = None,
+        path: Path | None = None,
+    ) -> None:
         from hx_gateway.control.app import create_app
 
         self.gateway = gateway
@@ -59,12 +70,16 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self._started = started
+        self.reloading = Reloading(gateway, self.hall, again, path) if again is not None else None
+        gateway.reloading = self.reloading
         self._ticker: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the gateway, then open the port."""
         await self.gateway.start()
         await super().startup(sockets)
+        if self.reloading is not None:
+            self.reloading.start()
         self._ticker = asyncio.create_task(self._tick(), name="doors")
         # What exists now stays: it need not be looked at by every collection, and collections need not be frequent.
         gc.collect()
@@ -87,6 +102,8 @@ class GatewayServer(uvicorn.Server):
         finally:
             if self._ticker is not None:
                 self._ticker.cancel()
+            if self.reloading is not None:
+                self.reloading.stop()
             await self.gateway.stop()
 
     async def _tick(self) -> None:

@@ -62,8 +62,13 @@ def listen(host: str, port: int, shared: bool) -> socket.socket:
         raise CannotServe(f"cannot listen on {host} port {port} (service.host, service.port): {error.strerror or error}") from None
 
 
-def serve(loaded: Loaded) -> int:
-    """Run the gateway until it is told to stop (SIGTERM, SIGINT); returns the exit status."""
+def serve(loaded: Loaded, again: Callable[[], Loaded] | None = None) -> int:
+    """Run the gateway until it is told to stop (SIGTERM, SIGINT); returns the exit status.
+
+    Args:
+        loaded: The configuration.
+        again: Loads it anew, for reloads; None where it cannot change.
+    """
     config = loaded.config
     configure_logs(config.monitoring.log_level, config.monitoring.log_format)
     for warning in loaded.warnings:
@@ -74,15 +79,16 @@ def serve(loaded: Loaded) -> int:
         return EXIT_CONFIG
     try:
         if config.service.workers > 1:
-            return _Workers(config).run()
-        return _work(config, listen(config.service.host, config.service.port, False), 1, None)
+            return _Workers(loaded, again).run()
+        return _work(loaded, again, listen(config.service.host, config.service.port, False), 1, None)
     except CannotServe as error:
         _say(f"hx-gateway: {error}")
         return EXIT_FAILED
 
 
-def _work(config: GatewayConfig, listener: socket.socket, workers: int, local: Places | None) -> int:
+def _work(loaded: Loaded, again: Callable[[], Loaded] | None, listener: socket.socket, workers: int, local: Places | None) -> int:
     """Serve on ``listener`` in this process."""
+    config = loaded.config
     from hx_gateway.gateway import build
     from hx_gateway.local.supervisor import LocalModelError
     from hx_gateway.server.app import GatewayServer
@@ -106,7 +112,7 @@ def _work(config: GatewayConfig, listener: socket.socket, workers: int, local: P
                     "or name yours in a configuration file (see: hx-gateway check --help)"
                 )
 
-        server = GatewayServer(gateway, started)
+        server = GatewayServer(gateway, started, again, loaded.path)
         with asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(server.serve(sockets=[listener]))
     except UnknownPlugin as error:
@@ -139,8 +145,10 @@ class _Workers:
     while a worker is being replaced wait for its successor instead of being refused.
     """
 
-    def __init__(self, config: GatewayConfig) -> None:
-        self.config = config
+    def __init__(self, loaded: Loaded, again: Callable[[], Loaded] | None) -> None:
+        self.loaded = loaded
+        self.again = again
+        self.config = config = loaded.config
         self.count = config.service.workers
         first = listen(config.service.host, config.service.port, True)
         port = first.getsockname()[1]
@@ -160,6 +168,7 @@ class _Workers:
             self.local_pid, self.local = _serve_local(self.config)
         for told in (signal.SIGTERM, signal.SIGINT):
             signal.signal(told, self._stop)
+        signal.signal(signal.SIGHUP, self._pass_on)
         gc.freeze()  # pages that nobody writes to stay shared with the workers
         kill_at_s = 0.0
         while True:
@@ -190,8 +199,12 @@ class _Workers:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
 
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Have every worker load the configuration again."""
+        self._signal(signal.SIGHUP)
+
     def _signal(self, number: signal.Signals) -> None:
-        for pid in self.pids:
+        for pid in list(self.pids):
             os.kill(pid, number)
 
     def _fork(self, number: int) -> None:
@@ -199,7 +212,7 @@ class _Workers:
             for other, listener in enumerate(self.listeners):
                 if other != number:
                     listener.close()
-            return _work(self.config, self.listeners[number], self.count, self.local)
+            return _work(self.loaded, self.again, self.listeners[number], self.count, self.local)
 
         pid = _forked(child)
         self.pids[pid] = number

@@ -1,0 +1,136 @@
+"""Reload while serving: when the file changes, on SIGHUP, or by the API; validated first, refused with its reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hx_gateway.config.load import ConfigError, Loaded
+from hx_gateway.config.schema import GatewayConfig
+from hx_gateway.core.plugins import UnknownPlugin
+from hx_gateway.gateway import ReloadRefused
+
+if TYPE_CHECKING:
+    from hx_gateway.gateway import Gateway
+    from hx_gateway.server.hall import Hall
+
+_LOOK_S = 1.0
+_FIXED = ("service", "cors", "monitoring")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reload ended.
+
+    Args:
+        ok: Whether the new configuration is in use.
+        problems: Why not; with ``ok`` what was found worth a warning.
+        restart: Sections that changed and take effect at the next start only.
+        wall_s: When, in Unix time.
+    """
+
+    ok: bool
+    problems: tuple[str, ...]
+    restart: tuple[str, ...]
+    wall_s: float
+
+
+class Reloading:
+    """Reloads the gateway of one worker.
+
+    Args:
+        gateway: The gateway.
+        hall: What its doors share.
+        again: Loads the configuration anew.
+        path: The file to watch; None to watch nothing.
+    """
+
+    def __init__(self, gateway: Gateway, hall: Hall, again: Callable[[], Loaded], path: Path | None) -> None:
+        self.gateway = gateway
+        self.hall = hall
+        self.again = again
+        self.path = path
+        self.last: Outcome | None = None
+        self._seen = _state(path)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Listen for SIGHUP and watch the file."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._task = loop.create_task(self._watch(), name="configuration")
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def everywhere(self) -> Outcome:
+        """Reload here, and where that went well in all other workers too."""
+        outcome = self.reload()
+        if outcome.ok and self.gateway.workers > 1:
+            os.kill(os.getppid(), signal.SIGHUP)
+        return outcome
+
+    def reload(self) -> Outcome:
+        """Load, check and take into use; a configuration that cannot be used leaves everything as it is."""
+        self._seen = _state(self.path)
+        gateway = self.gateway
+        before = gateway.config
+        problems: tuple[str, ...]
+        restart: tuple[str, ...] = ()
+        try:
+            loaded = self.again()
+            problems = tuple(str(problem) for problem in loaded.blockers)
+            if not problems:
+                gateway.reload(loaded.config)
+                self._widen(loaded.config)
+                restart = tuple(name for name in _FIXED if getattr(before, name) != getattr(loaded.config, name))
+        except ConfigError as error:
+            problems = tuple(str(problem) for problem in error.problems)
+        except (UnknownPlugin, ReloadRefused) as error:
+            problems = (str(error),)
+        ok = not problems
+        if ok:
+            problems = tuple(str(warning) for warning in loaded.warnings)
+        self.last = outcome = Outcome(ok, problems, restart, gateway.clock.wall())
+        if ok:
+            later = f"; at the next start: {', '.join(restart)}" if restart else ""
+            _log.info("the configuration was reloaded, serving %s%s", ", ".join(sorted(gateway.registry.targets)) or "no model", later)
+        else:
+            _log.error("the new configuration is refused and the old one stays: %s", "; ".join(problems))
+        return outcome
+
+    def _widen(self, config: GatewayConfig) -> None:
+        http, hall = config.http, self.hall
+        hall.max_head, hall.max_body = http.max_head_bytes, http.max_body_bytes
+        hall.head_s, hall.body_s, hall.idle_s = http.head_timeout_seconds, http.body_timeout_seconds, http.keep_alive_seconds
+
+    async def _watch(self) -> None:
+        while self.path is not None:
+            await asyncio.sleep(_LOOK_S)
+            state = _state(self.path)
+            # A file that is gone is being replaced, or its disk is: the configuration in use is good either way.
+            if state is not None and state != self._seen:
+                try:
+                    self.reload()
+                except Exception:  # blame: the gateway's own; the next change must be seen
+                    _log.exception("reloading the configuration failed")
+
+
+def _state(path: Path | None) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
