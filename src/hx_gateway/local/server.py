@@ -22,6 +22,7 @@ POOLINGS = ("mean", "cls", "last", "rank")
 _PR_SET_PDEATHSIG = 1
 _SHORTEST_BATCH, _LONGEST_BATCH = 512, 8192  # tokens
 _PROMPT_CACHE_MIB = 512  # llama.cpp would keep up to 8 GiB of old prompts, in each of these processes
+_HTTP_THREADS = 256  # each open connection holds one, even idle: with llama.cpp's few, a burst waits 5 s until it closes idle ones
 _WARNINGS = 2  # llama.cpp's verbosity: errors and warnings; the next level logs every request
 
 
@@ -77,6 +78,7 @@ def parameters(options: argparse.Namespace, xllamacpp: Any, api_key: str) -> Any
     params.ui = False
     params.warmup = False
     params.endpoint_metrics = True
+    params.n_threads_http = _HTTP_THREADS
     params.verbosity = _WARNINGS
     return params
 
