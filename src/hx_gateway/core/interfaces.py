@@ -188,6 +188,11 @@ class StreamReader(Protocol):
         """Bytes as they came from the server; returns whole events to pass on (maybe none yet)."""
         ...
 
+    @property
+    def complete(self) -> bool:
+        """Whether the stream said itself that it has ended; a connection that breaks after that breaks nothing."""
+        ...
+
     def finish(self) -> bytes:
         """The server ended its stream in order; returns what is still due, ``[DONE]`` included, or sets ``failure``."""
         ...

@@ -189,12 +189,8 @@ class Run:
             body = provider.whole(exchange, deployment, body)
             if exchange.facts.stream:  # the server does not stream, though asked
                 body = as_stream(body, exchange.facts.include_usage)
-        except Failure as failure:
-            self._failed(failure)
-            return
-        except Exception:  # blame: an answer our reading did not foresee is the server's; the trace goes to the log
-            _log.exception("answer of %s to request %s could not be read", deployment.endpoint.name, exchange.id)
-            self._failed(Failure(errors.BAD_RESPONSE, "the model server's answer could not be read"))
+        except Exception as error:  # blame: an answer our reading did not foresee is the server's
+            self._failed(verdict.unreadable(error, deployment, exchange))
             return
         self._answer(body, EVENTS if exchange.facts.stream else JSON)
 
@@ -206,8 +202,8 @@ class Run:
         exchange.first_byte_s = monotonic()
         try:
             body = self.provider.join(exchange, deployment, bodies)
-        except Failure as failure:
-            self._failed(failure)
+        except Exception as error:  # blame: an answer our reading did not foresee is the server's
+            self._failed(verdict.unreadable(error, deployment, exchange))
             return
         self._answer(body, JSON)
 
@@ -249,6 +245,10 @@ class Run:
 
     def failed(self, kind: ErrorKind, message: str) -> None:
         if self.done:
+            return
+        reader = self.reader
+        if reader is not None and reader.complete:
+            self.ended()  # it had said all it had to say
             return
         deployment = self.deployment
         assert deployment is not None
@@ -322,12 +322,10 @@ class Run:
         """The call failed, or its stream reported an error."""
         if self.call is not None:
             self.call.cancel()
+        failure = verdict.timed(failure, self.begun)
         if not self.begun:
             self._failed(failure)
             return
-        if failure.kind.elsewhere:  # too late to go elsewhere: text was passed on
-            kind = errors.STREAM_STALLED if failure.kind is errors.FIRST_BYTE_TIMEOUT else errors.STREAM_BROKEN
-            failure = Failure(kind, failure.message)
         self._blame(self._release(), failure)
         exchange = self.exchange
         exchange.outcome = failure.kind

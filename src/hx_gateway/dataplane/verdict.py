@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Blame, Failure
@@ -12,6 +14,7 @@ ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_
 """Failures of the whole server, not of one model on it."""
 _COOL_S = 1.0  # how long a server that said it is busy is left alone, where it did not say how long
 _MOST_COOL_S = 30.0
+_log = logging.getLogger(__name__)
 MINE, SERVERS = 1, 2
 """Bits of the trials an attempt is: of the deployment's breaker, of its endpoint's."""
 
@@ -74,6 +77,26 @@ def failed(deployment: Deployment, failure: Failure, trials: int, now_s: float) 
             wait_s = min(failure.retry_after_s or _COOL_S, _MOST_COOL_S)
             deployment.cool_until_s = max(deployment.cool_until_s, now_s + wait_s)
         abandoned(deployment, trials)
+
+
+def timed(failure: Failure, begun: bool) -> Failure:
+    """The failure of a stream, by whether anything of it was passed on: only then is it too late to go elsewhere."""
+    kind = failure.kind
+    if begun and kind.elsewhere:
+        return Failure(errors.STREAM_STALLED if kind is errors.FIRST_BYTE_TIMEOUT else errors.STREAM_BROKEN, failure.message)
+    if not begun and kind is errors.STREAM_BROKEN:
+        return Failure(errors.CONNECTION_RESET, failure.message)
+    if not begun and kind is errors.STREAM_STALLED:
+        return Failure(errors.FIRST_BYTE_TIMEOUT, failure.message)
+    return failure
+
+
+def unreadable(error: Exception, deployment: Deployment, exchange: Exchange) -> Failure:
+    """What it means that an answer could not be read; the trace of what nobody foresaw goes to the log."""
+    if isinstance(error, Failure):
+        return error
+    _log.error("answer of %s to request %s could not be read", deployment.endpoint.name, exchange.id, exc_info=error)
+    return Failure(errors.BAD_RESPONSE, "the model server's answer could not be read")
 
 
 def abandoned(deployment: Deployment, trials: int) -> None:

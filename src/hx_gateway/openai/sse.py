@@ -71,7 +71,7 @@ class Relay:
     """
 
     __slots__ = (
-        "_before", "_cr", "_done", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_owed", "_rename", "_started", "failure",
+        "_before", "_cr", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_owed", "_rename", "_started", "complete", "failure",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, keep_usage: bool) -> None:
@@ -81,14 +81,14 @@ class Relay:
         self._before = self._last = b""  # the last two blocks passed on: a finish reason is in one of them
         self._cr = False
         self._started = False
-        self._done = False
+        self.complete = False  # [DONE] came and was passed on
         self._finished = False
         self._owed = b""  # a usage chunk to send at the end
         self._rename: tuple[bytes, bytes] | None = None
         self.failure: Failure | None = None
 
     def feed(self, data: bytes) -> bytes:
-        if self._done:
+        if self.complete:
             return b""  # nothing belongs after [DONE]
         if self._cr or b"\r" in data:
             data = self._normalised(data)
@@ -107,6 +107,8 @@ class Relay:
                 return b""
         if b'"usage"' in data or b'"error"' in data or b"[DONE]" in data:
             data = self._inspected(data)
+            if self.complete:  # said at once: the client need not wait for the server to close
+                return (data if self._rename is None else data.replace(*self._rename)) + self._owed + DONE
             if not data:
                 return b""
         if self._rename is not None:
@@ -116,17 +118,19 @@ class Relay:
         return data
 
     def finish(self) -> bytes:
+        if self.complete:
+            return b""
         rest = b""
-        if self._held and not self._done:
+        if self._held:
             # An engine may leave out the last blank line.
             held, self._held, self._cr = self._held.rstrip(b"\n"), b"", False
             if held:
                 rest = self.feed(held + b"\n\n")
-        if self.failure is not None:
+        if self.failure is not None or self.complete:
             return rest
         if not self._started:
             self.failure = Failure(errors.BAD_RESPONSE, "the model server's stream ended before its first event")
-        elif not self._done and not self._finished and not _finish.search(self._last) and not _finish.search(self._before):
+        elif not self._finished and not _finish.search(self._last) and not _finish.search(self._before):
             self.failure = Failure(errors.STREAM_BROKEN, "the model server ended its stream before the answer was complete")
         else:
             rest += self._owed + DONE
@@ -193,7 +197,7 @@ class Relay:
                 continue
             payload = _payload(part)
             if payload == b"[DONE]":
-                self._done = True
+                self.complete = True
                 break
             if payload is None:
                 kept.append(part)

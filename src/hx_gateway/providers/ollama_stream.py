@@ -95,6 +95,11 @@ class _Reader:
         self._head = b"data: " + _encode(names)[:-1] + b',"choices":'
         self._tail = b',"usage":null}\n\n' if self._usage_wanted else b"}\n\n"
 
+    @property
+    def complete(self) -> bool:
+        """Whether the line that says so has come."""
+        return self._done
+
     def feed(self, data: bytes) -> bytes:
         """Events for the lines that ``data`` completes."""
         if self.failure is not None or self._done:

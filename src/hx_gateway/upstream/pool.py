@@ -12,7 +12,7 @@ from hx_gateway.core.interfaces import CallHandler, Outgoing
 from hx_gateway.fleet.endpoint import Endpoint
 from hx_gateway.upstream.connection import CLOSED, IDLE, REST_S, Connection
 
-_LOAD_MESSAGE = "no connection to the model server within the connect timeout"
+_LATE = "no connection to the model server within the connect timeout"
 
 
 class Connecting:
@@ -106,11 +106,14 @@ class Pool:
                     server_hostname=address.host if endpoint.tls is not None else None,
                 )
         except TimeoutError:
-            failed, message = errors.CONNECT_TIMEOUT, _LOAD_MESSAGE
+            if monotonic() >= total_at_s:  # the request ran out of time, the server may be well
+                failed, message = errors.TOTAL_TIMEOUT, "the request's total deadline passed while a connection was being made"
+            else:
+                failed, message = errors.CONNECT_TIMEOUT, _LATE
         except ssl.SSLError as error:
             message = f"TLS to the model server failed: {error.reason or error}"
-        except OSError as error:
-            message = f"cannot connect to the model server: {error.strerror or error}"
+        except (OSError, UnicodeError) as error:  # a host name that cannot be encoded is one that cannot be found
+            message = f"cannot connect to the model server: {getattr(error, 'strerror', None) or error}"
         if connecting.cancelled:
             if connection is not None:
                 connection.transport.abort()
