@@ -24,9 +24,9 @@ class Deployment:
     """
 
     __slots__ = (
-        "breaker", "context_length", "cool_until_s", "dimensions", "endpoint", "in_flight", "load_prior_s", "loaded_context",
-        "max_concurrent", "mode", "model", "options", "pace", "prices", "response_head", "size", "spilled", "unable",
-        "upstream_model", "weight",
+        "breaker", "context_length", "cool_until_s", "dimensions", "endpoint", "expected_dimensions", "identity", "in_flight",
+        "load_prior_s", "loaded_context", "max_concurrent", "mode", "model", "options", "pace", "prices", "response_head", "size",
+        "spilled", "unable", "upstream_model", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +58,8 @@ class Deployment:
         self.context_length = 0  # most tokens of prompt and answer together; 0 for unknown
         self.loaded_context = 0  # tokens of context it is loaded with, as an Ollama server tells; 0 when not loaded or not told
         self.dimensions = 0  # length of the embeddings it was seen to give; 0 before the first
+        self.expected_dimensions = 0  # length of its siblings' embeddings, which its first answer has to match; 0 for any
+        self.identity = ""  # digest of its model, or what else tells it from another of the same name
         self.unable: frozenset[str] = frozenset()  # of `fleet.facts.CAPABILITIES`, those it is known to lack
         self.spilled = -1.0  # share of it outside the accelerator's memory when it was last loaded; -1.0 for unknown
         self.load_prior_s = self.pace.load_s  # what was assumed of its load time, until one was seen

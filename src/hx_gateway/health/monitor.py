@@ -7,16 +7,20 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hx_gateway.core.clock import Clock, SystemClock
-from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.endpoint import Endpoint
 from hx_gateway.fleet.registry import Registry
 from hx_gateway.health.detect import ask
+from hx_gateway.health.placement import Placement
 from hx_gateway.health.probes import Fetch, Probe, ProbeResult, Unreachable, probe_for
+from hx_gateway.health.study import Findings, Study, study_for
+from hx_gateway.health.teach import teach, teach_residency
 
 PROBE_LIMIT_S = 3.0
+STUDY_LIMIT_S = 2.0
 _FIRST_RETRY_S = 2.0
 _JITTER = 0.1  # share of the interval by which probes of different endpoints drift apart
 _LOOK_S = 1.0  # how often the schedule is looked at
@@ -66,6 +70,8 @@ class Monitor:
         self._spread = spread
         self._probes: dict[str, Probe] = {}
         self._schedules: dict[Endpoint, _Schedule] = {}
+        self._studies: dict[str, Study | None] = {}
+        self._placement = Placement(fetch, self._clock, self.soon)
         self._checks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -82,6 +88,7 @@ class Monitor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._placement.stop()
 
     def soon(self, endpoint: Endpoint) -> None:
         """Probe an endpoint at the next opportunity, because something else noticed trouble with it."""
@@ -100,15 +107,19 @@ class Monitor:
         if schedule is None:
             schedule = self._schedules[endpoint] = _Schedule(endpoint)
         schedule.running = True
+        more = False
         try:
             result = await self._ask(endpoint)
+            self._learn(endpoint, schedule, result)
+            trouble = self._reopen(endpoint, self._clock.monotonic()) if result.healthy else True
+            if result.healthy:
+                more = await self._study(endpoint)
+                self._spread_word(endpoint)
         finally:
             schedule.running = False
-        self._learn(endpoint, schedule, result)
-        now_s = self._clock.monotonic()
-        trouble = self._reopen(endpoint, now_s) if result.healthy else True
         schedule.troubles = schedule.troubles + 1 if trouble else 0
-        schedule.due_s = now_s + self._pause_s(schedule.troubles)
+        pause_s = self._pause_s(schedule.troubles)
+        schedule.due_s = self._clock.monotonic() + (min(pause_s, _FIRST_RETRY_S) if more else pause_s)
 
     async def _run(self) -> None:
         while True:
@@ -164,10 +175,52 @@ class Monitor:
             probe = self._probes[provider] = probe_for(provider)
         return probe
 
+    async def _study(self, endpoint: Endpoint) -> bool:
+        """Ask a healthy server what else it can tell, and write it down; whether there is more to ask about soon.
+
+        It says nothing about health: a server that is slow to tell still answers requests.
+        """
+        facts = endpoint.facts
+        if facts.engine not in self._studies:
+            self._studies[facts.engine] = study_for(facts.engine)
+        study = self._studies[facts.engine]
+        if study is None:
+            return False
+        findings = Findings()
+        try:
+            async with asyncio.timeout(STUDY_LIMIT_S):
+                await study(self._fetch, endpoint, findings)
+        except (Unreachable, TimeoutError):
+            pass  # what was found until then counts
+        except Exception:  # blame: the study's own; one broken plug-in must not stop the probes
+            _log.exception("the study of endpoint %s failed", endpoint.name)
+        if findings.about:
+            facts.about = {name: findings.about.get(name, model) for name, model in facts.about.items()}
+        if findings.version:
+            facts.version = findings.version[:64]
+        if findings.slots is not None:
+            facts.slots = findings.slots
+            endpoint.slots = endpoint.configured_slots or findings.slots
+        facts.load = replace(findings.load, seen_s=self._clock.monotonic()) if findings.load is not None else None
+        facts.sleeping = findings.sleeping is True
+        if facts.sleeping:
+            facts.loaded, facts.memory = frozenset(), {}
+        return findings.more
+
+    def _spread_word(self, endpoint: Endpoint) -> None:
+        """Carry what is known now to the deployments there, and see to the plan of what is to be in memory."""
+        registry = self._registry_source()
+        deployments = registry.at(endpoint)
+        for deployment in deployments:
+            teach(deployment)
+        teach_residency(endpoint, deployments, self._clock.monotonic())
+        self._placement.look(endpoint, registry.placement)
+
     def _learn(self, endpoint: Endpoint, schedule: _Schedule, result: ProbeResult) -> None:
         facts = endpoint.facts
         if facts.healthy is not result.healthy:
             if result.healthy:
+                self._placement.recovered(endpoint)
                 _log.info("endpoint %s is healthy", endpoint.name)
             else:
                 _log.warning("endpoint %s is not healthy: %s", endpoint.name, result.error)
@@ -178,6 +231,12 @@ class Monitor:
             facts.version = result.version
         if result.models is not None:
             facts.models = result.models
+        if result.healthy and result.engine != facts.engine:
+            facts.engine, facts.slots, facts.load, facts.sleeping = result.engine, 0, None, False
+        if result.about is not None:
+            facts.about = result.about
+        if result.memory is not None or result.healthy:
+            facts.memory = result.memory or {}
         facts.loaded = result.loaded
         if result.legacy_embeddings is not None and not schedule.legacy_pinned:
             facts.legacy_embeddings = result.legacy_embeddings
@@ -192,7 +251,7 @@ class Monitor:
         if endpoint.breaker.state == "open":
             found_open = True
             endpoint.breaker.succeeded(now_s)
-        for breaker in _breakers(self._registry_source(), endpoint):
+        for breaker in {deployment.breaker for deployment in self._registry_source().at(endpoint)}:
             if breaker.state == "open":
                 found_open = True
                 breaker.opened_s = min(breaker.opened_s, now_s - breaker.timeout_s)
@@ -205,9 +264,3 @@ def _endpoints(registry: Registry) -> set[Endpoint]:
     if registry.forward_to is not None:
         found.add(registry.forward_to)
     return found
-
-
-def _breakers(registry: Registry, endpoint: Endpoint) -> set[Breaker]:
-    return {
-        deployment.breaker for target in registry.targets.values() for deployment in target.deployments if deployment.endpoint is endpoint
-    }

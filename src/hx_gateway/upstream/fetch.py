@@ -1,4 +1,4 @@
-"""One small GET to a model server, for probes: its own connection, hard limits, no redirects."""
+"""One small request to a model server, for probes and placement: its own connection, hard limits, no redirects."""
 
 from __future__ import annotations
 
@@ -51,12 +51,15 @@ class _Answer:
         self.complete = True
 
 
-async def fetch(endpoint: Endpoint, path: str, *, timeout_s: float = TIMEOUT_S, limit: int = BODY_LIMIT) -> FetchResult:
-    """GET ``path`` below the endpoint's base, with its own header lines and credentials.
+async def fetch(
+    endpoint: Endpoint, path: str, body: bytes | None = None, *, timeout_s: float = TIMEOUT_S, limit: int = BODY_LIMIT
+) -> FetchResult:
+    """GET ``path`` below the endpoint's base, or POST a JSON body there, with its own header lines and credentials.
 
     Args:
         endpoint: The server.
         path: Absolute path, e.g. ``/v1/models``.
+        body: JSON to post; None to get.
         timeout_s: Seconds for all of it: connect, TLS, answer.
         limit: Largest body in bytes.
 
@@ -65,7 +68,7 @@ async def fetch(endpoint: Endpoint, path: str, *, timeout_s: float = TIMEOUT_S, 
     """
     try:
         async with asyncio.timeout(timeout_s):
-            return await _get(endpoint, path, limit)
+            return await _ask(endpoint, path, body, limit)
     except TimeoutError:
         raise Unreachable(f"no answer within {timeout_s:g} s") from None
     except ssl.SSLCertVerificationError as error:
@@ -82,13 +85,17 @@ async def fetch(endpoint: Endpoint, path: str, *, timeout_s: float = TIMEOUT_S, 
         raise Unreachable("the answer is not valid HTTP") from None
 
 
-async def _get(endpoint: Endpoint, path: str, limit: int) -> FetchResult:
+async def _ask(endpoint: Endpoint, path: str, body: bytes | None, limit: int) -> FetchResult:
     address = endpoint.address
     context = (endpoint.tls or ssl.create_default_context()) if address.scheme == "https" else None
     reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context, limit=_HEAD_LIMIT)
     try:
         target = (address.base + path).encode("latin-1", "replace")
-        writer.write(b"GET %b HTTP/1.1\r\n%baccept: application/json\r\nconnection: close\r\n\r\n" % (target, endpoint.head))
+        method, rest = b"GET", b""
+        if body is not None:
+            method, rest = b"POST", b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        lines = b"accept: application/json\r\nconnection: close\r\n"
+        writer.write(b"%b %b HTTP/1.1\r\n%b%b%b\r\n%b" % (method, target, endpoint.head, lines, rest, body or b""))
         answer = _Answer()
         received = 0
         while not answer.complete:
