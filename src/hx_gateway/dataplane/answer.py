@@ -44,12 +44,12 @@ def request_id(exchange: Exchange) -> bytes:
     return exchange.id.encode()
 
 
-def success_lines(exchange: Exchange, deployment: Deployment, kind: bytes, id_line: bytes, run: Told) -> bytes:
+def success_lines(exchange: Exchange, deployment: Deployment | None, kind: bytes, id_line: bytes, run: Told) -> bytes:
     """Header lines of a model server's answer.
 
     Args:
         exchange: The exchange.
-        deployment: Who answered.
+        deployment: Who answers; None where that is not known yet (a stream that waits for a place).
         kind: Content-type line and what belongs to it.
         id_line: The line with the request id.
         run: What else there is to tell.
@@ -60,8 +60,8 @@ def success_lines(exchange: Exchange, deployment: Deployment, kind: bytes, id_li
         kind,
         id_line,
         exchange.candidates.head,
-        deployment.response_head,
-        deployment.endpoint.response_head if shown else b"",
+        deployment.response_head if deployment is not None else b"",
+        deployment.endpoint.response_head if deployment is not None and shown else b"",
         exchange.id.encode(),
     )
     if exchange.attempts > 1:

@@ -283,12 +283,11 @@ class Run:
     # Ends
 
     def _head(self, kind: bytes) -> bytes:
-        assert self.deployment is not None
         return success_lines(self.exchange, self.deployment, kind, self.id_line, self)
 
     def _open(self) -> None:
-        self.opened = True
         self.exchange.client.begin(self.exchange, 200, self._head(EVENTS))
+        self.opened = True
 
     def _begin(self) -> None:
         self.begun = True
