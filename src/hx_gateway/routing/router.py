@@ -141,6 +141,10 @@ class Router:
             if decision is not None:
                 decision.candidates.append(Candidate(deployment, self._removed(deployment, ask, now_s)))
         if due is not None:
+            if decision is not None:
+                decision.candidates += [
+                    Candidate(deployment, "another deployment has its trial with this request") for deployment in usable
+                ]
             return _decided(decision, due, "its breaker's time is up: this request is the trial")
         if usable:
             if recovering and len(usable) > 1:
@@ -172,6 +176,8 @@ class Router:
 
     def _scored(self, ask: Ask, policy: Policy, usable: list[Deployment], now_s: float, decision: Decision | None) -> Deployment:
         cached = self.cached(ask, usable) if policy.affine else [0.0] * len(usable)
+        # One length for all: what the answer will be does not depend on where it is written, and chance differences would steer.
+        ask.usual_tokens = sum([deployment.pace.output_tokens for deployment in usable]) / len(usable)
         terms = policy.terms
         totals = []
         for deployment, tokens in zip(usable, cached, strict=True):
@@ -301,6 +307,9 @@ class Router:
 
 def _decided(decision: Decision | None, chosen: Deployment | None, rule: str) -> Deployment | None:
     if decision is not None:
+        for candidate in decision.candidates:
+            if candidate.deployment is chosen:
+                candidate.removed = ""
         decision.chosen = chosen
         decision.rule = rule
     return chosen
