@@ -16,7 +16,10 @@ class Pace:
         load_s: Seconds to load the model into memory.
     """
 
-    __slots__ = ("decode_rate", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen", "service_s")
+    __slots__ = (
+        "_reading", "_writing", "decode_rate", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen",
+        "service_s",
+    )  # fmt: skip
 
     def __init__(self, prefill_rate: float = 5000.0, decode_rate: float = 40.0, load_s: float = 8.0) -> None:
         self.prefill_rate = prefill_rate
@@ -27,6 +30,8 @@ class Pace:
         self.output_tokens = 200.0  # mean length of an answer
         self.failures = 0.0  # recent share of calls that failed
         self.seen = 0
+        self._reading = _Rate(prefill_rate)
+        self._writing = _Rate(decode_rate)
         self.learn_at_s = 0.0  # monotonic time of the next lesson: a busy deployment need not teach with every answer
 
     def answered(
@@ -53,10 +58,10 @@ class Pace:
             self.output_tokens = _mixed(self.output_tokens, written_tokens, self.seen)
             writing_s = service_s - first_byte_s
             if writing_s > 0.0 and written_tokens > 4:
-                self.decode_rate = _mixed(self.decode_rate, written_tokens / writing_s, self.seen)
+                self.decode_rate = self._writing.seen(written_tokens, writing_s)
         reading_s = first_byte_s - load_s
         if alone and read_tokens >= 64.0 and 0.0 < reading_s < service_s:
-            self.prefill_rate = _mixed(self.prefill_rate, read_tokens / reading_s, self.seen)
+            self.prefill_rate = self._reading.seen(read_tokens, reading_s)
 
     def failed(self) -> None:
         """Learn from a call that failed by the server's fault."""
@@ -64,6 +69,32 @@ class Pace:
 
     def __repr__(self) -> str:
         return f"<Pace reads {self.prefill_rate:.0f}/s writes {self.decode_rate:.1f}/s service {self.service_s:.2f} s load {self.load_s:.1f} s>"
+
+
+class _Rate:
+    """Tokens per second as recent tokens over recent seconds, so that a long text counts for more than a short one.
+
+    A mean of rates would be drawn by short texts, whose time is mostly something else, and equal servers would seem unequal.
+    """
+
+    __slots__ = ("_count", "_seconds", "_tokens", "rate")
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._count = 0
+
+    def seen(self, tokens: float, seconds: float) -> float:
+        """Learn from one text; returns the rate."""
+        self._count += 1
+        usual_s = tokens / self.rate
+        seconds = min(max(seconds, usual_s / _ODD), usual_s * _ODD)
+        share = max(_SHARE, 1.0 / self._count)
+        self._tokens += (tokens - self._tokens) * share
+        self._seconds += (seconds - self._seconds) * share
+        self.rate = self._tokens / self._seconds
+        return self.rate
 
 
 def _mixed(known: float, seen: float, count: int) -> float:

@@ -24,7 +24,18 @@ class Ask:
         tried: Deployments that already failed it.
     """
 
-    __slots__ = ("block_tokens", "blocks", "edges", "output_tokens", "prompt_tokens", "session", "target", "tried")
+    __slots__ = (
+        "believed_tokens",
+        "block_tokens",
+        "blocks",
+        "edges",
+        "output_tokens",
+        "prompt_tokens",
+        "session",
+        "target",
+        "tried",
+        "usual_tokens",
+    )
 
     def __init__(
         self,
@@ -42,5 +53,7 @@ class Ask:
         self.blocks = blocks
         self.block_tokens = block_tokens
         self.edges: Sequence[float] = NOTHING  # tokens covered by so many leading blocks, where blocks differ in size
+        self.believed_tokens = 0.0  # of the prompt, cached where it was sent; set by the router
+        self.usual_tokens = 0.0  # usual length of an answer, one figure for all candidates; set by the router
         self.session = session
         self.tried = tried

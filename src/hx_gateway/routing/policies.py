@@ -42,7 +42,8 @@ class Policy:
         return near[0] if len(near) == 1 else near[int(random() * len(near))]
 
 
-_INTELLIGENT = {"wait": 1.0, "load": 1.0, "prefill": 1.0, "decode": 1.0, "price": 0.0, "risk": 1.0}
+# Reading counts twice: the request waits for it, and so does whoever comes after it.
+_INTELLIGENT = {"wait": 1.0, "load": 1.0, "prefill": 2.0, "decode": 1.0, "price": 0.0, "risk": 1.0}
 _BY_TERMS: Mapping[str, Mapping[str, float]] = {
     "latency": {"first_byte": 1.0, "risk": 1.0},
     "cost": {"price": 1e6, "busy": 1e-3},

@@ -1,38 +1,70 @@
-"""An approximate index of which endpoint has which prompt prefix in its cache: hashes only, bounded, aged."""
+"""An approximate index of which endpoint has which prompt prefix in its cache: hashes only, bounded, aged as the caches are."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+
+PRIOR_TOKENS = 262_144.0  # a cache of middling size, until a server's own is known or learned
+_LEAST_TOKENS = 4096.0
+_MOST_TOKENS = 16_777_216.0
+_STEP = 0.1  # of the error of one belief in the size
+
+
+class Held:
+    """What one endpoint is believed to hold, the longest unused first.
+
+    Args:
+        bit: Its bit in the index's masks.
+        limit: Tokens its cache is believed to hold.
+    """
+
+    __slots__ = ("bit", "blocks", "known", "limit", "tokens")
+
+    def __init__(self, bit: int, limit: float) -> None:
+        self.bit = bit
+        self.limit = limit
+        self.known = False  # told by the server or the operator, not to be learned
+        self.blocks: OrderedDict[int, float] = OrderedDict()  # with the tokens of each
+        self.tokens = 0.0
+
+    def __repr__(self) -> str:
+        return f"<Held {len(self.blocks)} blocks, {self.tokens:.0f} of {self.limit:.0f} tokens>"
 
 
 class PrefixIndex:
     """Remembers where blocks of prompts were sent.
 
     Each block is a hash that covers the whole prefix up to its end, so that a match of the n-th block is a match of all
-    before it. Endpoints are bits of a mask. Two generations of bounded size age what is not used: a block not seen
-    while one generation fills is forgotten.
+    before it. Of each endpoint as much is remembered as its cache is believed to hold; what was used longest ago is
+    forgotten first, as the server itself does. The size is a guess until the endpoint's answers correct it (`verified`).
 
     Args:
-        blocks: Blocks in a generation, over all endpoints.
+        blocks: Most blocks remembered of one endpoint.
+        tokens: Size of a cache of which nothing is known.
     """
 
-    __slots__ = ("_bits", "_limit", "_old", "_young")
+    __slots__ = ("_blocks", "_held", "_masks", "_prior")
 
-    def __init__(self, blocks: int = 65536) -> None:
-        self._limit = blocks
-        self._young: dict[int, int] = {}
-        self._old: dict[int, int] = {}
-        self._bits: dict[str, int] = {}
+    def __init__(self, blocks: int = 65536, tokens: float = PRIOR_TOKENS) -> None:
+        self._blocks = blocks
+        self._prior = tokens
+        self._masks: dict[int, int] = {}
+        self._held: dict[str, Held] = {}
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self._masks)
+
+    def held(self, endpoint: str) -> Held:
+        """What the endpoint of this name is believed to hold."""
+        held = self._held.get(endpoint)
+        if held is None:
+            held = self._held[endpoint] = Held(1 << len(self._held), self._prior)
+        return held
 
     def bit(self, endpoint: str) -> int:
         """The mask of an endpoint, by its name."""
-        bit = self._bits.get(endpoint)
-        if bit is None:
-            bit = self._bits[endpoint] = 1 << len(self._bits)
-        return bit
+        return self.held(endpoint).bit
 
     def matches(self, blocks: Sequence[int], bits: Sequence[int]) -> list[int]:
         """How many leading blocks each of the endpoints has, in the order of ``bits``."""
@@ -40,10 +72,10 @@ class PrefixIndex:
         left = 0
         for bit in bits:
             left |= bit
-        young, old = self._young, self._old
+        masks = self._masks
         depth = 0
         for block in blocks:
-            here = (young.get(block, 0) | old.get(block, 0)) & left
+            here = masks.get(block, 0) & left
             if here != left:
                 lost = left & ~here
                 for position, bit in enumerate(bits):
@@ -58,18 +90,56 @@ class PrefixIndex:
                 counts[position] = depth
         return counts
 
-    def add(self, blocks: Sequence[int], bit: int) -> None:
-        """A prompt with these blocks was sent to the endpoint."""
-        young, old = self._young, self._old
-        for block in blocks:
-            young[block] = young.get(block, 0) | old.get(block, 0) | bit
-        if len(young) > self._limit:
-            self._old = young
-            self._young = {}
+    def add(self, blocks: Sequence[int], held: Held, block_tokens: float, edges: Sequence[float] = ()) -> None:
+        """A prompt was sent to an endpoint.
 
-    def forget(self, bit: int) -> None:
+        Args:
+            blocks: Its leading blocks.
+            held: The endpoint's (`held`).
+            block_tokens: Tokens of a block.
+            edges: Tokens covered by so many leading blocks, where blocks differ in size.
+        """
+        masks, mine, bit = self._masks, held.blocks, held.bit
+        # The last block goes in first: it is of no use without those before it, and so must be forgotten before them.
+        for position in range(len(blocks) - 1, -1, -1):
+            block = blocks[position]
+            if block in mine:
+                mine.move_to_end(block)
+            else:
+                tokens = edges[position + 1] - edges[position] if edges else block_tokens
+                mine[block] = tokens
+                held.tokens += tokens
+                masks[block] = masks.get(block, 0) | bit
+        while held.tokens > held.limit or len(mine) > self._blocks:
+            self._drop(held)
+
+    def _drop(self, held: Held) -> None:
+        block, tokens = held.blocks.popitem(last=False)
+        held.tokens -= tokens
+        mask = self._masks[block] & ~held.bit
+        if mask:
+            self._masks[block] = mask
+        else:
+            del self._masks[block]
+
+    def sized(self, endpoint: str, tokens: float) -> None:
+        """The endpoint's cache is known to hold ``tokens``."""
+        held = self.held(endpoint)
+        held.known = True
+        held.limit = tokens
+
+    def verified(self, endpoint: str, prompt_tokens: float, believed_tokens: float, cached_tokens: float) -> None:
+        """An answer told how much of its prompt had been cached: what was believed too large or too small is corrected."""
+        held = self.held(endpoint)
+        if held.known or prompt_tokens <= 0.0:
+            return
+        error = (cached_tokens - believed_tokens) / prompt_tokens
+        # A cache that is not full yet says nothing against a larger size.
+        if error < 0.0 or held.tokens > 0.9 * held.limit:
+            held.limit = min(max(held.limit * (1.0 + _STEP * max(-1.0, min(error, 1.0))), _LEAST_TOKENS), _MOST_TOKENS)
+
+    def forget(self, endpoint: str) -> None:
         """The endpoint lost its cache (it was restarted)."""
-        for generation in (self._young, self._old):
-            for block, mask in list(generation.items()):
-                if mask & bit:
-                    generation[block] = mask & ~bit
+        held = self.held(endpoint)
+        while held.blocks:
+            self._drop(held)

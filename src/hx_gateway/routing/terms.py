@@ -34,8 +34,11 @@ def wait(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -
     endpoint = deployment.endpoint
     seconds: float = endpoint.pending_s
     slots = endpoint.slots
-    if slots and endpoint.in_flight >= slots:
-        seconds += (endpoint.in_flight - slots + 1) * deployment.pace.service_s / slots
+    if slots:
+        # A server that loads models on demand has its slots for each model, any other for all it does.
+        busy = deployment.in_flight if endpoint.residency.managed else endpoint.in_flight
+        if busy >= slots:
+            seconds += (busy - slots + 1) * deployment.pace.service_s / slots
     return seconds
 
 
@@ -52,7 +55,7 @@ def prefill(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float
 def decode(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
     """Writing the answer, at its usual length or the most the request allows."""
     pace = deployment.pace
-    tokens = pace.output_tokens
+    tokens = ask.usual_tokens or pace.output_tokens
     if 0.0 < ask.output_tokens < tokens:
         tokens = ask.output_tokens
     return tokens / pace.decode_rate
@@ -61,7 +64,7 @@ def decode(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float)
 def price(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
     """The money it costs; the policy's weight says how many seconds one unit of money is worth."""
     prices = deployment.prices
-    tokens = deployment.pace.output_tokens
+    tokens = ask.usual_tokens or deployment.pace.output_tokens
     if 0.0 < ask.output_tokens < tokens:
         tokens = ask.output_tokens
     return prices.per_request + ask.prompt_tokens * prices.per_prompt_token + tokens * prices.per_completion_token
