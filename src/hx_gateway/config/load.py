@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -38,6 +39,7 @@ class Loaded:
         blockers: Why it must not be served as it is (an open door); empty when it may. The key ring of such a
             configuration lets nobody in.
         unused: Settings that are read and checked, but not used by this release, dotted.
+        stamp: What `stamp_of` said of the file just before it was read.
     """
 
     config: GatewayConfig
@@ -46,6 +48,21 @@ class Loaded:
     warnings: tuple[Problem, ...]
     blockers: tuple[Problem, ...]
     unused: tuple[str, ...]
+    stamp: Stamp = None
+
+
+Stamp = tuple[int, int, int] | None
+
+
+def stamp_of(path: FilePath | None) -> Stamp:
+    """What changes when a file is written or replaced; None where there is none."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class _Locator:
@@ -264,6 +281,7 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
     file = find(path, environ)
     if file is None:
         return _loaded("", Document(), None, FilePath(), environ)
+    stamp = stamp_of(file)
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_CHARACTERS + 1)
@@ -275,4 +293,4 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem("", "is not UTF-8 text; save it as UTF-8", str(file), line, 1)]) from None
-    return _loaded(str(file), parse(text), file, file.parent, environ)
+    return dataclasses.replace(_loaded(str(file), parse(text), file, file.parent, environ), stamp=stamp)

@@ -8,7 +8,6 @@ import gc
 import logging
 import socket
 from collections.abc import Callable
-from pathlib import Path
 from time import monotonic
 
 import uvicorn
@@ -33,7 +32,7 @@ class GatewayServer(uvicorn.Server):
         gateway: Built, not started.
         started: Called when the port is open.
         again: Loads the configuration anew, for reloads; None for a configuration that cannot be loaded again.
-        path: The file it is in.
+        loaded: As it is loaded now; needed with ``again``.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class GatewayServer(uvicorn.Server):
         gateway: Gateway,
         started: Callable[[], None] | None = None,
         again: Callable[[], Loaded] | None = None,
-        path: Path | None = None,
+        loaded: Loaded | None = None,
     ) -> None:
         from hx_gateway.control.app import create_app
 
@@ -70,7 +69,7 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self._started = started
-        self.reloading = Reloading(gateway, self.hall, again, path) if again is not None else None
+        self.reloading = Reloading(gateway, self.hall, again, loaded) if again is not None and loaded is not None else None
         gateway.reloading = self.reloading
         self._ticker: asyncio.Task[None] | None = None
 

@@ -8,10 +8,9 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hx_gateway.config.load import ConfigError, Loaded
+from hx_gateway.config.load import ConfigError, Loaded, stamp_of
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
 from hx_gateway.gateway import ReloadRefused
@@ -49,16 +48,16 @@ class Reloading:
         gateway: The gateway.
         hall: What its doors share.
         again: Loads the configuration anew.
-        path: The file to watch; None to watch nothing.
+        loaded: The configuration in use; its file is watched.
     """
 
-    def __init__(self, gateway: Gateway, hall: Hall, again: Callable[[], Loaded], path: Path | None) -> None:
+    def __init__(self, gateway: Gateway, hall: Hall, again: Callable[[], Loaded], loaded: Loaded) -> None:
         self.gateway = gateway
         self.hall = hall
         self.again = again
-        self.path = path
+        self.path = loaded.path
         self.last: Outcome | None = None
-        self._seen = _state(path)
+        self._seen = loaded.stamp
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,7 +80,7 @@ class Reloading:
 
     def reload(self) -> Outcome:
         """Load, check and take into use; a configuration that cannot be used leaves everything as it is."""
-        self._seen = _state(self.path)
+        self._seen = stamp_of(self.path)
         gateway = self.gateway
         before = gateway.config
         problems: tuple[str, ...]
@@ -116,21 +115,10 @@ class Reloading:
     async def _watch(self) -> None:
         while self.path is not None:
             await asyncio.sleep(_LOOK_S)
-            state = _state(self.path)
+            state = stamp_of(self.path)
             # A file that is gone is being replaced, or its disk is: the configuration in use is good either way.
             if state is not None and state != self._seen:
                 try:
                     self.reload()
                 except Exception:  # blame: the gateway's own; the next change must be seen
                     _log.exception("reloading the configuration failed")
-
-
-def _state(path: Path | None) -> tuple[int, int, int] | None:
-    """What changes when a file is written or replaced; None where there is none."""
-    if path is None:
-        return None
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino

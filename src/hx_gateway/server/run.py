@@ -96,6 +96,7 @@ def _work(loaded: Loaded, again: Callable[[], Loaded] | None, listener: socket.s
     # uvicorn drains on these signals and then raises them again for whoever was there before: we end in order instead.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _ignore)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until reloads are served; the file's stamp tells what was missed
     try:
         gateway = build(config, workers, local=local)
         host, port = listener.getsockname()[:2]
@@ -112,7 +113,7 @@ def _work(loaded: Loaded, again: Callable[[], Loaded] | None, listener: socket.s
                     "or name yours in a configuration file (see: hx-gateway check --help)"
                 )
 
-        server = GatewayServer(gateway, started, again, loaded.path)
+        server = GatewayServer(gateway, started, again, loaded)
         with asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(server.serve(sockets=[listener]))
     except UnknownPlugin as error:
