@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from hx_gateway.config.schema import EndpointSettings, GatewayConfig, ModelSettings, UpstreamSettings, is_url
 from hx_gateway.fleet.breaker import Breaker
+from hx_gateway.fleet.checks import Notice, expect, judge
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Deadlines, DeploymentOptions, Endpoint, Prices
-from hx_gateway.fleet.registry import Registry, Target
+from hx_gateway.fleet.registry import Kept, Registry, Target
+from hx_gateway.health.teach import teach
 from hx_gateway.upstream.pool import Pool
 
 _ENDPOINT_FAILURES = 2  # failed connections in a row after which a server is left alone, unless fewer are configured
+_log = logging.getLogger(__name__)
 
 
 class Assembly:
@@ -38,6 +42,7 @@ class Assembly:
         self._discovered: dict[Endpoint, None] = {}  # those whose models are served without being listed, in order
         self._local: dict[str, list[Endpoint]] = {}
         self._forward: Endpoint | None = None
+        self._said: frozenset[str] = before._said if before is not None else frozenset()  # notices in the log
         for name, settings in config.endpoints.items():
             self._named[name] = endpoint = self._endpoint(name, settings.url, settings.provider, settings)
             if settings.discover:
@@ -82,6 +87,8 @@ class Assembly:
         number = len(self._local.setdefault(model, [])) + 1
         name = self._free_name(f"local-{model}" if number == 1 else f"local-{model}-{number}")
         endpoint = self._endpoint(name, url, "openai", None, api_key)
+        given = self.config.models.get(model)
+        endpoint.configured_slots = endpoint.slots = (given.slots if given is not None else None) or 1
         self._named[name] = endpoint
         self._local[model].append(endpoint)
         return endpoint
@@ -116,6 +123,10 @@ class Assembly:
             max_concurrent=settings.max_concurrent if settings is not None else 0,
             tls=_tls(address, settings),
             breaker=self._breaker(_ENDPOINT_FAILURES),
+            slots=settings.slots if settings is not None else 0,
+            memory_bytes=settings.memory_gb * 1e9 if settings is not None else 0.0,
+            max_loaded_models=settings.max_loaded_models if settings is not None else 0,
+            disk_rate=settings.disk_gb_per_second * 1e9 if settings is not None else 1e9,
         )
         if settings is not None:
             endpoint.facts.legacy_embeddings = settings.legacy_embeddings
@@ -161,21 +172,67 @@ class Assembly:
                 if known not in config.models and known not in config.groups and known not in config.aliases:
                     models.setdefault(known, []).append(self._deployment(known, endpoint, known, None))
         targets: dict[str, Target] = {}
+        notices: list[Notice] = []
         for name, deployments in models.items():
-            targets[name] = self._target(name, "model", deployments, policy=algorithm)
+            targets[name] = self._target(name, "model", deployments, policy=algorithm, notices=notices)
+            expect(targets[name].deployments)
         for name, group in config.groups.items():
             members = [deployment for model in group.models for deployment in models.get(model, ())]
-            targets[name] = self._target(name, "group", members, group.tier, group.policy or algorithm)
+            targets[name] = self._target(name, "group", members, group.tier, group.policy or algorithm, notices=notices)
         for alias, name in self._aliases():
             meant = targets.get(name)
             if meant is not None and alias not in targets:
                 targets[alias] = self._target(alias, "alias", meant.deployments, meant.tier, meant.policy, meant)
-        return Registry(targets, self._named, config.gateway.default_model, self._forward)
+        unlike = {notice.camps: notice for notice in reversed(notices)}  # a model's own, rather than that of a group it is in
+        self._announce(unlike.values())
+        plan = [kept for name, deployments in models.items() for kept in self._kept(name, deployments)]
+        return Registry(targets, self._named, config.gateway.default_model, self._forward, plan, reversed(unlike.values()))
+
+    def known(self) -> object:
+        """What the registry depends on besides the configuration; when it has changed, the registry is to be built again."""
+        return (
+            {name: endpoint.facts.models for name, endpoint in self._named.items()},
+            {key: (one.identity, one.dimensions, one.unable) for key, one in self._deployments.items()},
+        )
+
+    def _announce(self, notices: Iterable[Notice]) -> None:
+        """Log what is new among the notices."""
+        said = [notice.says() for notice in notices]
+        for text in said:
+            if text not in self._said:
+                _log.warning("%s", text)
+        self._said = frozenset(said)
+
+    def _kept(self, name: str, deployments: Iterable[Deployment]) -> Iterable[Kept]:
+        """The part of the placement plan that concerns one model; its requests keep it in memory as long as the plan does."""
+        plan = self.config.placement.get(name)
+        if plan is None:
+            return
+        places = {str(Address.parse(place)) if is_url(place) else place for place in plan.keep}
+        for deployment in deployments:
+            endpoint = deployment.endpoint
+            if not places or endpoint.name in places or str(endpoint.address) in places:
+                asked, own = _duration(plan.keep_alive), deployment.options.keep_alive
+                keep_alive = asked if asked is not None else own if own is not None else -1
+                deployment.options.keep_alive = keep_alive
+                yield Kept(deployment, keep_alive)
 
     def _target(
-        self, name: str, kind: str, deployments: Iterable[Deployment], tier: str = "", policy: str = "", meant: Target | None = None
+        self,
+        name: str,
+        kind: str,
+        deployments: Iterable[Deployment],
+        tier: str = "",
+        policy: str = "",
+        meant: Target | None = None,
+        notices: list[Notice] | None = None,
     ) -> Target:
         members = tuple(deployments)
+        excluded = meant.excluded if meant is not None else ()
+        if notices is not None:
+            judgement = judge(name, members, self.config.load_balancer.digest_policy == "exclude")
+            members, excluded = judgement.served, judgement.excluded
+            notices += judgement.notices
         modes = {deployment.mode for deployment in members}
         group = b"x-hx-model-group: %b\r\n" % name.encode("ascii", "replace") if kind == "group" else b""
         head = group + b"x-hx-policy: %b\r\n" % policy.encode("ascii", "replace")
@@ -190,6 +247,7 @@ class Assembly:
             head,
             given.down if given else meant.down if meant else (),
             given.context if given else meant.context if meant else (),
+            excluded,
         )
 
     def _aliases(self) -> Iterable[tuple[str, str]]:
@@ -239,10 +297,11 @@ class Assembly:
                 prices=Prices(given.cost_per_request, given.cost_per_prompt_token, given.cost_per_completion_token),
                 options=DeploymentOptions(
                     num_ctx=given.num_ctx,
-                    keep_alive=int(given.keep_alive) if isinstance(given.keep_alive, float) else given.keep_alive,
+                    keep_alive=_duration(given.keep_alive),
                     dimensions=given.dimensions,
                     truncate_dimensions=given.truncate_dimensions,
                     embedding_field=given.embedding_field,
+                    digest=(given.digest or "").removeprefix("sha256:").lower(),
                 ),
                 breaker=self._breaker(),
             )
@@ -250,12 +309,18 @@ class Assembly:
             if before is not None and before.endpoint is endpoint:
                 before.adopt(deployment)
                 deployment = before
+            teach(deployment)
             self._deployments[key] = deployment
         return deployment
 
     def settled(self) -> None:
         """The reload is done: forget what was before."""
         self._before = None
+
+
+def _duration(value: str | float | None) -> str | int | None:
+    """How long a model is kept, as Ollama takes it: whole seconds, or text."""
+    return int(value) if isinstance(value, float) else value
 
 
 def _tls(address: Address, settings: EndpointSettings | None) -> ssl.SSLContext | None:

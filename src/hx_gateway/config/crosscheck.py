@@ -217,11 +217,48 @@ def _policy(path: Path, name: str, own: Collection[str] = ()) -> Iterator[Findin
         yield Finding(path, f"there is no balancing policy called {shown(name)}{hint}")
 
 
+def _embedding_fallbacks(config: GatewayConfig) -> Iterator[Finding]:
+    for name, fallback in config.fallbacks.items():
+        members = (name,) if name in config.models else config.groups[name].models if name in config.groups else ()
+        if any(config.models[member].mode == "embedding" for member in members if member in config.models):
+            for cause in ("down", "context"):
+                if getattr(fallback, cause):
+                    message = f"{name} makes embeddings, and another model's cannot stand in for them; give {name} more endpoints instead"
+                    yield Finding(("fallbacks", name, cause), message)
+
+
+def _placement(config: GatewayConfig) -> Iterator[Finding]:
+    kept: dict[str, list[str]] = {}
+    for name, plan in config.placement.items():
+        path: Path = ("placement", name)
+        model = config.models.get(name)
+        if model is None:
+            yield _unknown(config, path, name, config.models, "model")
+        elif model.path is not None:
+            yield Finding(path, "is served by the gateway itself, which keeps it in memory anyway; remove it here", on_key=True)
+            continue
+        places = ((model.endpoint,) if model.endpoint else model.endpoints) if model is not None else ()
+        for position, text in enumerate(plan.keep):
+            yield from _reference(config, (*path, "keep", position), text)
+            if places and text not in places:
+                message = f"{name} is not served there; its places are {', '.join(places)}"
+                yield Finding((*path, "keep", position), message, rests_on="endpoints")
+        for text in plan.keep or places:
+            kept.setdefault(text, []).append(name)
+    for name, endpoint in config.endpoints.items():
+        wanted = kept.get(name, [])
+        if endpoint.max_loaded_models and len(wanted) > endpoint.max_loaded_models:
+            message = f"is less than the {len(wanted)} models that placement keeps there: {', '.join(wanted)}"
+            yield Finding(("endpoints", name, "max_loaded_models"), message, level="warning")
+
+
 def _rest(config: GatewayConfig) -> Iterator[Finding]:
     if message := host_fault(config.service.host):
         yield Finding(("service", "host"), message)
     yield from _own_policies(config)
     yield from _fallbacks(config)
+    yield from _embedding_fallbacks(config)
+    yield from _placement(config)
     yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm, config.policies)
     for name, group in config.groups.items():
         if group.policy is not None:

@@ -54,6 +54,7 @@ __all__ = [
     "MonitoringSettings",
     "PerformanceSettings",
     "PipelineSettings",
+    "PlacementSettings",
     "PolicySettings",
     "QueueSettings",
     "Secret",
@@ -98,10 +99,13 @@ class ModelSettings(Settings):
     truncate_dimensions: Flag = Field(default=False, description="Whether its embeddings may be cut to the length a client asks for.")
     embedding_field: Literal["input", "prompt"] = Field(default="input", description="Field its endpoints read the text to embed from.")
     num_ctx: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="Context length in tokens, sent to Ollama with each call."
+        default=None, description="Context length in tokens, sent to Ollama with each call; none never changes that of a loaded model."
     )
     keep_alive: str | int | float | None = Field(
         default=None, description="How long Ollama keeps it: seconds, or text such as 30m; -1 for ever."
+    )
+    digest: Annotated[str, Field(pattern=r"^(sha256:)?[0-9a-fA-F]{12,64}$")] | None = Field(
+        default=None, description="Digest, or its beginning, that Ollama must show for it; endpoints with another are left out."
     )
     replicas: Annotated[int, Field(ge=1)] = Field(default=1, description="Servers started for path.")
     threads: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Processor threads of each server started for path.")
@@ -120,6 +124,14 @@ class EndpointSettings(Settings):
     api_key: Secret | None = Field(default=None, description="Bearer key for it, as env:NAME or file:PATH.")
     headers: dict[str, Secret] = Field(default={}, description="Further headers sent with each call; values may be env:NAME or file:PATH.")
     max_concurrent: Count = Field(default=0, description="Most calls at once; 0 for no limit.")
+    slots: Count = Field(default=0, description="Requests it works on at the same time; 0 takes what it tells.")
+    memory_gb: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0, description="Memory that loaded models may take together, in GB; 0 for unknown."
+    )
+    max_loaded_models: Count = Field(default=0, description="Most models it holds in memory at once; 0 for unknown.")
+    disk_gb_per_second: Annotated[float, Field(gt=0, le=1000)] = Field(
+        default=1.0, description="Rate at which it reads a model from disk, in GB/s; for load times until some were seen."
+    )
     discover: Flag = Field(default=True, description="Whether the models it offers are served without being listed.")
     legacy_embeddings: Flag | None = Field(
         default=None, description="Whether only Ollama's old /api/embeddings exists there; none means find out."
@@ -143,6 +155,15 @@ class GroupSettings(Settings):
     aliases: Names = Field(default=(), description="Further names for it.")
 
 
+class PlacementSettings(Settings):
+    """Where one model is kept in memory, used or not; for Ollama endpoints."""
+
+    keep: Names = Field(default=(), description="Endpoints that keep it, by name or address; empty for all that serve it.")
+    keep_alive: str | int | float | None = Field(
+        default=None, description="How long each keeps it unused: seconds, or text such as 30m; none means the model's own, else for ever."
+    )
+
+
 class GatewayConfig(Settings):
     """Everything an operator can set."""
 
@@ -155,6 +176,9 @@ class GatewayConfig(Settings):
     endpoints: dict[Name, EndpointSettings] = Field(default={}, description="Model servers by name.")
     groups: dict[Name, GroupSettings] = Field(default={}, description="Groups of models by the name clients use.")
     aliases: dict[Name, Name] = Field(default={}, description="Further names, each with the model, group or alias it stands for.")
+    placement: dict[Name, PlacementSettings] = Field(
+        default={}, description="Models kept in memory, by name: loaded at start and after recovery where there is room."
+    )
     policies: dict[Name, PolicySettings] = Field(default={}, description="Balancing policies of one's own, by name.")
     fallbacks: dict[Name, FallbackSettings] = Field(default={}, description="What stands in for a model or group, by its name.")
     queue: QueueSettings = Field(default=QueueSettings(), description="Waiting for a place when every deployment of a name is full.")

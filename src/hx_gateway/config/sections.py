@@ -114,6 +114,10 @@ class LoadBalancerSettings(Settings):
     max_attempts: Annotated[int, Field(ge=1, le=16)] = Field(
         default=3, description="Most deployments tried for one request before its first byte."
     )
+    digest_policy: Literal["warn", "exclude"] = Field(
+        default="warn",
+        description="What happens where endpoints have different versions of a model: a warning, or only the commonest is served.",
+    )
 
 
 class ApiKeySettings(Settings):

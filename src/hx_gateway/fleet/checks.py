@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from hx_gateway.core.errors import BAD_RESPONSE, Failure
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
 
@@ -109,6 +110,8 @@ def judge(name: str, deployments: Sequence[Deployment], exclude: bool = False) -
     """
     excluded: dict[Deployment, str] = {}
     notices: list[Notice] = []
+    _pins(deployments, excluded, notices)
+    given, deployments = deployments, [deployment for deployment in deployments if deployment not in excluded]
     embedders = [deployment for deployment in deployments if embeds(deployment)]
     if len(embedders) > 1:
         _embedders(name, embedders, excluded, notices)
@@ -116,13 +119,48 @@ def judge(name: str, deployments: Sequence[Deployment], exclude: bool = False) -
         others = [deployment for deployment in deployments if deployment.model == model and deployment not in embedders]
         if len(others) > 1:
             _digests(model, others, exclude, excluded, notices)
-    if not excluded:
-        return Judgement(tuple(deployments), (), tuple(notices))
     return Judgement(
-        tuple(deployment for deployment in deployments if deployment not in excluded),
-        tuple((deployment, excluded[deployment]) for deployment in deployments if deployment in excluded),
+        tuple(deployment for deployment in given if deployment not in excluded),
+        tuple((deployment, excluded[deployment]) for deployment in given if deployment in excluded),
         tuple(notices),
     )
+
+
+def expect(served: Iterable[Deployment]) -> None:
+    """Tell those deployments of one model of whose embeddings nothing is known which length their siblings' have."""
+    embedders = [deployment for deployment in served if embeds(deployment)]
+    length = next((deployment.dimensions for deployment in embedders if deployment.dimensions), 0)
+    for deployment in embedders:
+        deployment.expected_dimensions = 0 if deployment.dimensions else length
+
+
+def first_embedding(deployment: Deployment, length: int) -> None:
+    """A deployment answered with embeddings of the length that is natural to its model, for the first time.
+
+    Raises:
+        Failure: Its siblings' are of another length: the answer must not reach the client (``bad_upstream_response``).
+    """
+    deployment.dimensions = length
+    expected = deployment.expected_dimensions
+    if expected and length != expected:
+        raise Failure(
+            BAD_RESPONSE,
+            f"{deployment.endpoint.name} gave an embedding with {length} dimensions, where the others that serve {deployment.model} give {expected}",
+        )
+
+
+def _pins(deployments: Sequence[Deployment], excluded: dict[Deployment, str], notices: list[Notice]) -> None:
+    """Exclude what shows another digest than the operator named."""
+    for model in dict.fromkeys(deployment.model for deployment in deployments):
+        wrong = []
+        for deployment in deployments:
+            pinned, known = deployment.options.digest, likeness(deployment)
+            if deployment.model == model and pinned and known.digest and not known.digest.startswith(pinned):
+                excluded[deployment] = f"its model has the {known}, and models.{model}.digest is {pinned[:DIGEST_SHOWN]}"
+                wrong.append((deployment, known))
+        if wrong:
+            remedy = f"It is not served where it has another than models.{model}.digest ({wrong[0][0].options.digest[:DIGEST_SHOWN]})"
+            notices.append(Notice(model, _sides([wrong]), remedy))
 
 
 def _embedders(name: str, deployments: list[Deployment], excluded: dict[Deployment, str], notices: list[Notice]) -> None:

@@ -174,4 +174,5 @@ class DeploymentOptions:
     dimensions: int | None = None  # expected length of an embedding; checked on every answer
     truncate_dimensions: bool = False  # cut and renormalise is allowed for this model
     embedding_field: str = "input"  # "prompt" for a server that wants that
+    digest: str = ""  # what the digest of its model has to begin with; empty for any
     extra: dict[str, Any] = field(default_factory=dict)

@@ -124,6 +124,16 @@ def checked_embeddings(exchange: Exchange, body: bytes, expected: int, as_base64
     return body
 
 
+def embedding_length(body: bytes) -> int:
+    """Length of the first vector of an embeddings answer; 0 where it cannot be told, which `checked_embeddings` will say why."""
+    try:
+        answer = _decode_embeddings(body)
+        vector = msgspec.json.decode(answer.data[0].embedding) if answer.data else []
+        return len(floats(vector)) if isinstance(vector, list | str) else 0
+    except (msgspec.DecodeError, RecursionError, Failure):
+        return 0
+
+
 def _skeleton(body: bytes) -> bytes:
     """The body with each long vector shortened to one number, so that checking its structure does not cost reading it.
 

@@ -23,10 +23,12 @@ __all__ = ["OllamaProvider", "unsupported"]
 class OllamaProvider:
     """Speaks to Ollama (`core.interfaces.Provider`); conformance-tested, not tested against a live Ollama server.
 
-    Engine settings read from ``deployment.options``: ``num_ctx`` and ``keep_alive`` (both beat the client's),
-    ``dimensions`` and ``truncate_dimensions``, ``embedding_field``; and in ``extra``: any Ollama option as default,
-    ``think``, ``truncate`` and ``shift`` as defaults, ``capabilities`` (a list; without ``thinking`` in it no thinking is
-    asked for) and ``think_tags`` (true: ``<think>`` in the text is taken apart).
+    Engine settings read from ``deployment.options``: ``num_ctx`` and ``keep_alive`` (both beat the client's; without
+    ``num_ctx`` a client's own is sent only where the model is not loaded, or is with just that, since Ollama would load
+    it again), ``dimensions`` and ``truncate_dimensions``, ``embedding_field``; and in ``extra``: any Ollama option as
+    default, ``think``, ``truncate`` and ``shift`` as defaults, ``think_tags`` (true: ``<think>`` in the text is taken
+    apart) and ``capabilities`` (a list, filled from what the server tells: without ``thinking`` in it no thinking is
+    asked for, without ``vision`` images and without ``tools`` tools are refused).
 
     Args:
         wall: Returns seconds since the Unix epoch.
@@ -45,15 +47,17 @@ class OllamaProvider:
         """
         base = deployment.endpoint.address.base
         route = exchange.route
-        if route is CHAT:
-            calls = ollama_request.chat(decoded(exchange.body), deployment, bool(exchange.facts.stream), base)
-        elif route is COMPLETIONS:
-            calls = ollama_request.completions(decoded(exchange.body), deployment, bool(exchange.facts.stream), base)
-        elif route is EMBEDDINGS:
-            calls = ollama_embeddings.embeddings(decoded(exchange.body), deployment, base)
-        else:
+        if route not in (CHAT, COMPLETIONS, EMBEDDINGS):
             raise Failure(NOT_FOUND, "Ollama has no such route; send the request to a model on another engine")
-        calls[0].dropped = ollama_request.unsupported(exchange.body) if route is not EMBEDDINGS else ()
+        body = decoded(exchange.body)
+        dropped = ollama_request.unsupported(exchange.body) if route is not EMBEDDINGS else []
+        if route is CHAT:
+            calls = ollama_request.chat(body, deployment, bool(exchange.facts.stream), base)
+        elif route is COMPLETIONS:
+            calls = ollama_request.completions(body, deployment, bool(exchange.facts.stream), base)
+        else:
+            calls = ollama_embeddings.embeddings(body, deployment, base)
+        calls[0].dropped = dropped + ollama_request.withheld(body, deployment, route is not EMBEDDINGS)
         return calls[0] if len(calls) == 1 else calls
 
     def whole(self, exchange: Exchange, deployment: Any, body: bytes) -> bytes:

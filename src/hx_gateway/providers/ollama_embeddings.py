@@ -13,9 +13,10 @@ import msgspec
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import BAD_RESPONSE, Failure
 from hx_gateway.core.interfaces import Outgoing
+from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai.answers import fitted
-from hx_gateway.providers.ollama_request import keep_alive
-from hx_gateway.providers.ollama_values import Body, decoded, flag, integer, invalid, options, unsupported_by_ollama
+from hx_gateway.providers.ollama_request import engine_options, keep_alive
+from hx_gateway.providers.ollama_values import Body, decoded, flag, integer, invalid, unsupported_by_ollama
 
 _MAX_INPUTS = 2048
 
@@ -84,7 +85,7 @@ def embeddings(body: Body, deployment: Any, base: str) -> list[Outgoing]:
     if wanted is not None and settings.dimensions and wanted > settings.dimensions:
         raise invalid("dimensions", f"must be at most {settings.dimensions}, the length of this model's vectors")
     request: dict[str, Any] = {"model": deployment.upstream_model}
-    chosen = options(body, settings.num_ctx, settings.extra)
+    chosen = engine_options(body, deployment)
     if chosen:
         request["options"] = chosen
     keep = keep_alive(body, settings.keep_alive)
@@ -155,6 +156,8 @@ def embedding_list(exchange: Exchange, deployment: Any, bodies: Sequence[bytes])
             raise _bad(f"the model server gave an empty vector for input {index}")
         if len(vector) != length:
             raise _bad(f"the model server gave vectors of different lengths ({length} and {len(vector)})")
+    if wanted is None and (not deployment.dimensions or deployment.expected_dimensions):
+        first_embedding(deployment, length)
     vectors = [fitted(vector, settings.dimensions or 0, wanted or 0, settings.truncate_dimensions) for vector in vectors]
     exchange.estimated = counted is None
     if counted is None:

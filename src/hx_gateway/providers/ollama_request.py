@@ -59,11 +59,57 @@ def unsupported(raw: bytes) -> list[str]:
     return named
 
 
+def engine_options(body: Body, deployment: Any) -> dict[str, Any]:
+    """Ollama's ``options`` for a request to a deployment; none of them makes it load a model again that it has in memory.
+
+    Ollama does so for any other context size than the one the model was loaded with. The deployment's own ``num_ctx``
+    beats the client's; without one, a client's that differs from what is loaded is left out (`withheld` names it).
+
+    Raises:
+        Failure: A value is out of range; ``param`` names it.
+    """
+    settings = deployment.options
+    chosen = options(body, settings.num_ctx, settings.extra)
+    if settings.num_ctx is None and _contexts(body, deployment.loaded_context):
+        chosen.pop("num_ctx", None)
+    return chosen
+
+
+def _contexts(body: Body, kept: int | None) -> list[str]:
+    """The fields in which a client asks for another context size than ``kept``; none where that is 0 or None."""
+    if not kept:
+        return []
+    native = body.get("options")
+    asked = {"num_ctx": body.get("num_ctx"), "options.num_ctx": native.get("num_ctx") if isinstance(native, dict) else None}
+    return [name for name, value in asked.items() if value is not None and value != kept]
+
+
+def withheld(body: Body, deployment: Any, writes: bool = True) -> list[str]:
+    """Names of the request's fields that are left out because of the model it goes to, or of how that is loaded.
+
+    Args:
+        body: The request.
+        deployment: Where it goes.
+        writes: Whether it asks for text, so that there could be thinking.
+    """
+    settings = deployment.options
+    named = _contexts(body, settings.num_ctx or deployment.loaded_context)
+    capabilities = settings.extra.get("capabilities")
+    if writes and capabilities is not None and "thinking" not in capabilities and think(body, {}):
+        named += [name for name in ("think", "reasoning_effort", "reasoning") if body.get(name) is not None][:1]
+    return named
+
+
+def _lacks(deployment: Any, capability: str) -> bool:
+    capabilities = deployment.options.extra.get("capabilities")
+    return capabilities is not None and capability not in capabilities
+
+
 def _envelope(body: Body, deployment: Any, stream: bool) -> dict[str, Any]:
     """What every generating request has: model, stream (Ollama's own default is true), options and loading policy."""
     settings = deployment.options
     request: dict[str, Any] = {"model": deployment.upstream_model, "stream": stream}
-    chosen = options(body, settings.num_ctx, settings.extra)
+    chosen = engine_options(body, deployment)
     if chosen:
         request["options"] = chosen
     keep = keep_alive(body, settings.keep_alive)
@@ -143,8 +189,17 @@ def chat(body: Body, deployment: Any, stream: bool, base: str) -> list[Outgoing]
         raise unsupported_by_ollama("modalities", "Ollama answers in text only")
     request = _envelope(body, deployment, stream)
     request["messages"] = messages(body)
+    if _lacks(deployment, "vision"):
+        for index, message in enumerate(request["messages"]):
+            if "images" in message:
+                remedy = "send text only, or choose a model with the capability vision"
+                raise unsupported_by_ollama(f"messages[{index}].content", f"the model {deployment.model!r} does not take images; {remedy}")
     offered = tools(body)
     if offered:
+        if _lacks(deployment, "tools"):
+            field = "functions" if uses_functions(body) else "tools"
+            remedy = f"leave {field} out, or choose a model with the capability tools"
+            raise unsupported_by_ollama(field, f"the model {deployment.model!r} does not take tools; {remedy}")
         request["tools"] = offered
     _logprobs(body, request)
     return _outgoing((base + CHAT_PATH).encode(), request, count)

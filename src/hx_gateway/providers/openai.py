@@ -12,6 +12,7 @@ from hx_gateway.core import errors
 from hx_gateway.core.context import EMBEDDINGS, Exchange
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Headers, Outgoing, StreamReader
+from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai import answers
 from hx_gateway.openai.requests import EmbeddingsFacts, Facts, rewritten, with_field, with_model
 from hx_gateway.openai.sse import Relay, said_error
@@ -46,6 +47,10 @@ class OpenAIProvider:
         if exchange.route is EMBEDDINGS:
             facts: EmbeddingsFacts = exchange.facts
             options = deployment.options
+            if facts.dimensions is None and (not deployment.dimensions or deployment.expected_dimensions):
+                length = answers.embedding_length(body)
+                if length:
+                    first_embedding(deployment, length)
             return answers.checked_embeddings(
                 exchange,
                 body,
