@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from hx_gateway.gateway import Gateway
     from hx_gateway.server.hall import Hall
 
-_LOOK_S = 1.0
+_LOOK_S = 0.5
+_TRIES = 3
 _FIXED = ("service", "cors", "monitoring")
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Reloading:
         problems: tuple[str, ...]
         restart: tuple[str, ...] = ()
         try:
-            loaded = self.again()
+            loaded = self._loaded()
             problems = tuple(str(problem) for problem in loaded.blockers)
             if not problems:
                 gateway.reload(loaded.config)
@@ -107,17 +108,34 @@ class Reloading:
             _log.error("the new configuration is refused and the old one stays: %s", "; ".join(problems))
         return outcome
 
+    def _loaded(self) -> Loaded:
+        """The configuration, read while nobody was writing it."""
+        for _ in range(_TRIES):
+            loaded = self.again()
+            now = stamp_of(self.path)
+            if loaded.stamp == now:
+                break
+        else:
+            raise ReloadRefused("the file changes faster than it can be read; write it beside and move it into place")
+        if now is not None and now[1] == 0:
+            raise ReloadRefused("the file is empty: it is being written, or its disk is full")
+        self._seen = now
+        return loaded
+
     def _widen(self, config: GatewayConfig) -> None:
         http, hall = config.http, self.hall
         hall.max_head, hall.max_body = http.max_head_bytes, http.max_body_bytes
         hall.head_s, hall.body_s, hall.idle_s = http.head_timeout_seconds, http.body_timeout_seconds, http.keep_alive_seconds
 
     async def _watch(self) -> None:
+        before = self._seen
         while self.path is not None:
             await asyncio.sleep(_LOOK_S)
             state = stamp_of(self.path)
             # A file that is gone is being replaced, or its disk is: the configuration in use is good either way.
-            if state is not None and state != self._seen:
+            # One that changed since the last look is perhaps still being written.
+            settled, before = state == before, state
+            if state is not None and settled and state != self._seen:
                 try:
                     self.reload()
                 except Exception:  # blame: the gateway's own; the next change must be seen
