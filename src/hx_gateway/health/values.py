@@ -57,11 +57,11 @@ def parameter_count(words: str) -> float:
 
 
 def moment(words: str) -> float:
-    """Unix time of an RFC 3339 text, with as many decimals as Go writes."""
+    """Unix time of an RFC 3339 text, with as many decimals as Go writes; its zero time, of the year 1, is 0.0."""
     if not words:
         return 0.0
     try:
-        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", words)).timestamp()
+        return max(0.0, datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", words)).timestamp())
     except (ValueError, OverflowError, OSError):
         return 0.0
 

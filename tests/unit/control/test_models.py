@@ -23,9 +23,10 @@ async def test_tells_what_each_name_can_do() -> None:
     async with House().client() as client:
         about = {entry["id"]: entry["hx"] for entry in (await client.get("/v1/models")).json()["data"]}
     assert about["llama3.2:3b"]["kind"] == "model"
-    assert about["llama3.2:3b"]["capabilities"] == {"chat": True, "completions": True, "embeddings": False}
+    unknown = {"vision": None, "tools": None, "thinking": None}
+    assert about["llama3.2:3b"]["capabilities"] == {"chat": True, "completions": True, "embeddings": False, **unknown}
     assert about["llama3.2:3b"]["context_length"] == 8192
-    assert about["emb-premium"]["capabilities"] == {"chat": False, "completions": False, "embeddings": True}
+    assert about["emb-premium"]["capabilities"] == {"chat": False, "completions": False, "embeddings": True, **unknown}
     assert about["emb-premium"]["dimensions"] == 1024
     group = about["hx-chat"]
     assert (group["kind"], group["tier"], group["models"], group["deployments"]) == (

@@ -59,6 +59,33 @@ class BreakerState(BaseModel):
     retry_after_s: float = Field(description="seconds until it lets a request try")
 
 
+class ModelKnown(BaseModel):
+    """What the server told of the model; null where it did not."""
+
+    digest: str | None = Field(description="digest of its content")
+    size_bytes: int | None = Field(description="memory it takes, or the size of its file while it is not loaded")
+    family: str | None
+    quantization: str | None
+    capabilities: list[str] | None
+    context_length: int | None = Field(description="most tokens of prompt and answer together")
+    dimensions: int | None = Field(description="length of its embeddings, as configured or seen")
+    loaded: bool | None = Field(description="whether it is in memory")
+    loaded_context: int | None = Field(description="tokens of context it is loaded with")
+    accelerator_share: float | None = Field(description="share of it in the accelerator's memory, from 0 to 1, while loaded")
+    expires: str | None = Field(description="when it leaves memory unless used; ISO 8601, UTC")
+
+
+class EngineKnown(BaseModel):
+    """What the server told of itself; null where it did not."""
+
+    name: str | None = Field(description="ollama, llamacpp, vllm or sglang")
+    slots: int | None = Field(description="requests it works on at the same time, as configured or told")
+    running: int | None = Field(description="requests it works on, by the last probe")
+    waiting: int | None = Field(description="requests in its own queue, by the last probe")
+    cache_used: float | None = Field(description="share of its KV cache in use, by the last probe")
+    sleeping: bool = Field(description="whether its model is out of memory until the next request")
+
+
 class DeploymentStatus(BaseModel):
     """One model at one endpoint."""
 
@@ -68,6 +95,7 @@ class DeploymentStatus(BaseModel):
     provider: str | None
     version: str | None
     available: bool
+    excluded: str | None = Field(description="why it may not serve this name, where it may not")
     healthy: bool | None = Field(description="by the last probe; null before the first")
     error: str | None
     checked_s_ago: float | None = Field(description="seconds since the last probe")
@@ -76,6 +104,8 @@ class DeploymentStatus(BaseModel):
     weight: float
     breaker: BreakerState
     endpoint_breaker: BreakerState
+    facts: ModelKnown
+    engine: EngineKnown
 
 
 class TargetStatus(BaseModel):
@@ -93,6 +123,7 @@ class ModelsStatus(BaseModel):
     """Every public name with all its deployments."""
 
     status: str
+    warnings: list[str] = Field(description="what should be looked into, in words")
     models: list[TargetStatus]
     timestamp: str
 
@@ -166,7 +197,38 @@ def _breaker(breaker: Any, now_s: float) -> BreakerState:
     return BreakerState(state=breaker.state, failures=breaker.failures, retry_after_s=round(breaker.retry_after_s(now_s), 3))
 
 
-def _deployment(deployment: Deployment, numbers: dict[Endpoint, int], admin: bool, now_s: float) -> DeploymentStatus:
+def _known(deployment: Deployment) -> ModelKnown:
+    facts = deployment.endpoint.facts
+    about, held = facts.of(deployment.upstream_model), facts.in_memory(deployment.upstream_model)
+    told = facts.loaded is not None
+    return ModelKnown(
+        digest=about.digest or None if about is not None else None,
+        size_bytes=int(deployment.size) or None,
+        family=about.family or None if about is not None else None,
+        quantization=about.quantization or None if about is not None else None,
+        capabilities=sorted(about.able) if about is not None and (about.able or about.unable) else None,
+        context_length=deployment.context_length or deployment.options.num_ctx,
+        dimensions=deployment.dimensions or deployment.options.dimensions,
+        loaded=held is not None if told else None,
+        loaded_context=deployment.loaded_context or None,
+        accelerator_share=round(1.0 - held.spilled, 3) if held is not None else None,
+        expires=_timestamp(held.expires_s) if held is not None and held.expires_s else None,
+    )
+
+
+def _engine(endpoint: Endpoint) -> EngineKnown:
+    facts, load = endpoint.facts, endpoint.facts.load
+    return EngineKnown(
+        name=facts.engine or None,
+        slots=endpoint.slots or None,
+        running=load.running if load is not None else None,
+        waiting=load.waiting if load is not None else None,
+        cache_used=load.cache_used if load is not None else None,
+        sleeping=facts.sleeping,
+    )
+
+
+def _deployment(deployment: Deployment, numbers: dict[Endpoint, int], admin: bool, now_s: float, excluded: str = "") -> DeploymentStatus:
     endpoint = deployment.endpoint
     facts = endpoint.facts
     return DeploymentStatus(
@@ -175,7 +237,8 @@ def _deployment(deployment: Deployment, numbers: dict[Endpoint, int], admin: boo
         address=str(endpoint.address) if admin else None,
         provider=endpoint.provider.name if endpoint.provider is not None else None,
         version=facts.version or None,
-        available=deployment_usable(deployment),
+        available=not excluded and deployment_usable(deployment),
+        excluded=excluded or None,
         healthy=facts.healthy,
         error=facts.error or None,
         checked_s_ago=round(max(0.0, now_s - facts.checked_s), 3) if facts.checked_s else None,
@@ -184,6 +247,8 @@ def _deployment(deployment: Deployment, numbers: dict[Endpoint, int], admin: boo
         weight=deployment.weight,
         breaker=_breaker(deployment.breaker, now_s),
         endpoint_breaker=_breaker(endpoint.breaker, now_s),
+        facts=_known(deployment),
+        engine=_engine(endpoint),
     )
 
 
@@ -195,6 +260,11 @@ async def models_status(gateway: GatewayOf, identity: Visitor) -> ModelsStatus:
     numbers = {endpoint: number for number, endpoint in enumerate(registry.endpoints.values(), 1)}
     return ModelsStatus(
         status=summarize(registry).status,
+        warnings=[
+            notice.says(lambda endpoint: _shown_name(endpoint, numbers.setdefault(endpoint, len(numbers) + 1), admin))
+            for notice in registry.notices
+            if _visible(identity, notice.name)
+        ],
         models=[
             TargetStatus(
                 name=target.name,
@@ -202,7 +272,10 @@ async def models_status(gateway: GatewayOf, identity: Visitor) -> ModelsStatus:
                 tier=target.tier or None,
                 policy=target.policy or None,
                 available=any(deployment_usable(deployment) for deployment in target.deployments),
-                deployments=[_deployment(deployment, numbers, admin, now_s) for deployment in target.deployments],
+                deployments=[
+                    *(_deployment(deployment, numbers, admin, now_s) for deployment in target.deployments),
+                    *(_deployment(deployment, numbers, admin, now_s, reason) for deployment, reason in target.excluded),
+                ],
             )
             for target in registry.targets.values()
             if _visible(identity, target.name)

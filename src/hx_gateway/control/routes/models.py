@@ -11,16 +11,21 @@ from hx_gateway.control.dependencies import Caller, Gateway, GatewayOf
 from hx_gateway.core import errors
 from hx_gateway.core.context import Identity
 from hx_gateway.core.errors import Failure
+from hx_gateway.fleet.checks import DIGEST_SHOWN
+from hx_gateway.fleet.facts import ModelFacts
 from hx_gateway.fleet.registry import Target
 from hx_gateway.health.summary import deployment_usable
 
 
 class Capabilities(BaseModel):
-    """What a model can be used for; null where nobody said."""
+    """What a model can be used for; null where nobody said, or where the places that serve it differ."""
 
     chat: bool | None
     completions: bool | None
     embeddings: bool | None
+    vision: bool | None
+    tools: bool | None
+    thinking: bool | None
 
 
 class About(BaseModel):
@@ -30,8 +35,11 @@ class About(BaseModel):
     tier: str | None = Field(description="quality tier of a group")
     mode: str | None = Field(description="chat or embedding; null for anything")
     capabilities: Capabilities
-    dimensions: int | None = Field(description="length of its embeddings, where configured")
-    context_length: int | None = Field(description="context in tokens, where configured")
+    dimensions: int | None = Field(description="length of its embeddings, where configured or seen")
+    context_length: int | None = Field(
+        description="tokens of prompt and answer together, where known; the least of the places that serve it"
+    )
+    digest: str | None = Field(description="beginning of the model's digest, where it is known and the same everywhere")
     models: list[str] = Field(description="the models that serve it")
     deployments: int = Field(description="in how many places it is served")
     available: bool = Field(description="whether any of them can be used now")
@@ -59,18 +67,39 @@ def _same(values: set[Any]) -> Any:
     return next(iter(values)) if len(values) == 1 else None
 
 
+def _facts(target: Target) -> list[ModelFacts | None]:
+    return [deployment.endpoint.facts.of(deployment.upstream_model) for deployment in target.deployments]
+
+
+def _able(known: list[ModelFacts | None], capability: str) -> bool | None:
+    """Whether a model can do something, as far as its servers told."""
+    told = {
+        None if facts is None else True if capability in facts.able else False if capability in facts.unable else None for facts in known
+    }
+    return next(iter(told)) if len(told) == 1 else None
+
+
 def describe(target: Target, created_s: int) -> Model:
     """A public name as an entry of the list."""
-    deployments = target.deployments
+    deployments, known = target.deployments, _facts(target)
     mode = _same({deployment.mode for deployment in deployments}) or None
-    chats = None if mode is None else mode == "chat"
+    chats = _able(known, "completion") if mode is None else mode == "chat"
+    contexts = {deployment.context_length or deployment.options.num_ctx or 0 for deployment in deployments} - {0}
     about = About(
         kind=target.kind,
         tier=target.tier or None,
         mode=mode,
-        capabilities=Capabilities(chat=chats, completions=chats, embeddings=None if mode is None else mode == "embedding"),
-        dimensions=_same({deployment.options.dimensions for deployment in deployments}),
-        context_length=_same({deployment.options.num_ctx for deployment in deployments}),
+        capabilities=Capabilities(
+            chat=chats,
+            completions=chats,
+            embeddings=_able(known, "embedding") if mode is None else mode == "embedding",
+            vision=_able(known, "vision"),
+            tools=_able(known, "tools"),
+            thinking=_able(known, "thinking"),
+        ),
+        dimensions=_same({deployment.options.dimensions or deployment.dimensions or None for deployment in deployments}),
+        context_length=min(contexts, default=None),
+        digest=_same({facts.digest[:DIGEST_SHOWN] if facts is not None else "" for facts in known}) or None,
         models=list(dict.fromkeys(deployment.model for deployment in deployments)),
         deployments=len(deployments),
         available=any(deployment_usable(deployment) for deployment in deployments),
