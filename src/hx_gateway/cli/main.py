@@ -17,6 +17,7 @@ COMMANDS = (
     ("serve", "hx_gateway.cli.serve:serve", "Start the gateway."),
     ("demo", "hx_gateway.cli.demo:demo", "Start it with small local models, to try it out."),
     ("check", "hx_gateway.cli.check:check", "Check a configuration and show what would result."),
+    ("simulate", "hx_gateway.cli.simulate:simulate", "Play a trace against simulated servers, policies side by side."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )

@@ -1,0 +1,1 @@
+"""A fleet on a virtual clock: the real router over simulated model servers."""
