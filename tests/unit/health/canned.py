@@ -1,9 +1,10 @@
-"""A tiny HTTP server for probes: says what it is told for each path, and remembers what it was asked."""
+"""A tiny HTTP server for probes: says what it is told for each path, and remembers what it was asked and sent."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import ssl
 from typing import Any
 
@@ -11,10 +12,11 @@ from hx_gateway.fleet.endpoint import Address, Endpoint
 
 
 class Canned:
-    """Answers GETs from a table of path -> (status, body); 404 for what is not in it. One answer a connection.
+    """Answers requests from a table of path -> (status, body); 404 for what is not in it. One answer a connection.
 
     Args:
-        answers: By path. A body that is no bytes is sent as JSON.
+        answers: By path. A body that is no bytes is sent as JSON. Instead of both, a function of what was posted that
+            returns them.
         headers: Further header lines of every answer.
         raw: Sent as it is instead of any answer.
         greeting: Sent as soon as somebody connects, and then the end.
@@ -24,7 +26,7 @@ class Canned:
 
     def __init__(
         self,
-        answers: dict[str, tuple[int, Any]] | None = None,
+        answers: dict[str, Any] | None = None,
         *,
         headers: bytes = b"",
         raw: bytes | None = None,
@@ -40,6 +42,7 @@ class Canned:
         self.tls = tls
         self.asked: list[str] = []
         self.heads: list[bytes] = []
+        self.posted: list[tuple[str, Any]] = []
         self.port = 0
 
     async def __aenter__(self) -> Canned:
@@ -59,12 +62,16 @@ class Canned:
             self.heads.append(head)
             path = head.split(b" ")[1].decode()
             self.asked.append(path)
+            sent = await reader.readexactly(_length(head))
+            if sent:
+                self.posted.append((path, json.loads(sent)))
             if self.silent:
                 await reader.read()
             elif self.raw is not None:
                 writer.write(self.raw)
             else:
-                status, body = self.answers.get(path, (404, {"detail": "Not Found"}))
+                answer = self.answers.get(path, (404, {"detail": "Not Found"}))
+                status, body = answer(json.loads(sent or b"null")) if callable(answer) else answer
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 writer.write(b"HTTP/1.1 %d X\r\n%bcontent-length: %d\r\n\r\n%b" % (status, self.headers, len(data), data))
             await writer.drain()
@@ -79,6 +86,12 @@ class Canned:
 
     def endpoint(self, name: str = "canned", **options: Any) -> Endpoint:
         return Endpoint(name, self.address, **options)
+
+
+def _length(head: bytes) -> int:
+    """The request's ``content-length``."""
+    found = re.search(rb"\r\ncontent-length: (\d+)\r\n", head, re.IGNORECASE)
+    return int(found[1]) if found else 0
 
 
 def models(*names: str, owner: str = "somebody") -> dict[str, Any]:
