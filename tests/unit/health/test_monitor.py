@@ -13,7 +13,7 @@ from hx_gateway.core.clock import ManualClock
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
-from hx_gateway.fleet.registry import Registry, Target
+from hx_gateway.fleet.registry import Kept, Registry, Target
 from hx_gateway.health.monitor import Monitor
 from hx_gateway.health.probes import FetchResult, Unreachable
 from hx_gateway.upstream.fetch import fetch as real_fetch
@@ -237,3 +237,111 @@ async def test_the_server_of_forwarded_requests_is_watched_too() -> None:
     endpoint = make("litellm")
     await monitor(lambda: Registry({}, {}, forward_to=endpoint), Scripted()).check_all()
     assert endpoint.facts.healthy is True
+
+
+TAGS = {"models": [{"name": "phi3:latest", "size": 2_000_000_000, "digest": "d" * 64}, {"name": "other:1b", "size": 1, "digest": "e" * 64}]}
+PS = {"models": [{"name": "phi3:latest", "size": 3_000_000_000, "size_vram": 1_500_000_000, "context_length": 4096}]}
+SHOW = {"capabilities": ["completion"], "model_info": {"general.architecture": "phi3", "phi3.context_length": 131072}}
+
+
+async def test_what_ollama_tells_reaches_deployments_and_residency() -> None:
+    answers = {"/api/version": (200, {"version": "0.13.5"}), "/api/tags": (200, TAGS), "/api/ps": (200, PS), "/api/show": (200, SHOW)}
+    async with Canned(answers) as server:
+        endpoint = server.endpoint()
+        one = Deployment("chat", "phi3", endpoint)
+        left_out = Deployment("old", "other:1b", endpoint)
+        fleet = Registry({"chat": Target("chat", "model", (one,), excluded=((left_out, "it is another"),))}, {"e": endpoint})
+        watch = monitor(lambda: fleet, real_fetch)
+        await watch.check_all()
+        assert endpoint.facts.engine == "ollama" and endpoint.facts.loaded == {"phi3", "phi3:latest"}
+        assert (one.size, one.loaded_context, one.context_length, one.spilled) == (3e9, 4096, 4096, 0.5)
+        assert one.unable >= {"vision", "tools"} and left_out.size == 1 and left_out.unable >= {"vision"}
+        residency = endpoint.residency
+        assert residency.managed and list(residency.resident) == ["phi3"] and residency.load_s(one, 100.0) == 0.0
+        assert len(server.posted) == 2
+        server.answers = {**answers, "/api/ps": (404, {})}
+        await watch.check_all()
+        assert endpoint.facts.loaded is None and endpoint.facts.memory == {} and not residency.managed
+        assert len(server.posted) == 2  # asked about once
+        server.answers = {}
+        await watch.check_all()
+        assert endpoint.facts.healthy is False and endpoint.facts.about["phi3:latest"].studied and one.context_length == 131072
+
+
+LLAMA = {
+    "/v1/models": (200, {"data": [{"id": "tiny", "owned_by": "llamacpp", "meta": {"n_ctx_train": 1024, "size": 2_000_000_000}}]}),
+    "/health": (200, {}),
+    "/props": (200, {"total_slots": 3, "is_sleeping": False}),
+    "/metrics": (200, b"llamacpp:requests_processing 1\nllamacpp:requests_deferred 4\n"),
+}
+
+
+@pytest.mark.parametrize(("configured", "slots"), [(0, 3), (8, 8)])
+async def test_an_engine_tells_its_slots_unless_they_are_configured(configured: int, slots: int) -> None:
+    async with Canned(LLAMA) as server:
+        endpoint = server.endpoint(slots=configured)
+        await monitor(lambda: registry(endpoint), real_fetch, ManualClock(70.0)).check_all()
+    load = endpoint.facts.load
+    assert endpoint.slots == slots and endpoint.facts.slots == 3
+    assert load is not None and (load.running, load.waiting, load.seen_s) == (1, 4, 70.0)
+    assert not endpoint.residency.managed
+
+
+async def test_a_sleeping_server_costs_a_load_and_an_awake_one_does_not() -> None:
+    asleep = {**LLAMA, "/props": (200, {"total_slots": 3, "is_sleeping": True})}
+    async with Canned(asleep) as server:
+        endpoint = server.endpoint()
+        one = Deployment("m", "tiny", endpoint)
+        fleet = Registry({"m": Target("m", "model", (one,))}, {"e": endpoint})
+        watch = monitor(lambda: fleet, real_fetch)
+        await watch.check_all()
+        assert endpoint.facts.sleeping and endpoint.facts.loaded == frozenset() and endpoint.residency.load_s(one, 0.0) == 2.0
+        server.answers = LLAMA
+        await watch.check_all()
+        assert not endpoint.facts.sleeping and endpoint.facts.loaded is None and endpoint.residency.load_s(one, 0.0) == 0.0
+
+
+async def test_a_study_that_breaks_leaves_the_server_healthy() -> None:
+    async with Canned({**LLAMA, "/props": (200, b"\xff\xfe"), "/slots": (200, b"[1, null]"), "/metrics": (200, b"\xff")}) as server:
+        endpoint = server.endpoint()
+        await monitor(lambda: registry(endpoint), real_fetch).check_all()
+    assert endpoint.facts.healthy is True and endpoint.slots == 2
+
+
+async def test_more_models_to_ask_about_bring_the_next_probe_forward() -> None:
+    tags = {"models": [{"name": f"m{number}", "size": 1, "digest": f"{number:064x}"} for number in range(20)]}
+    clock = ManualClock(100.0)
+    answers = {"/api/version": (200, {"version": "0.13.5"}), "/api/tags": (200, tags), "/api/show": (200, SHOW)}
+    async with Canned(answers) as server:
+        endpoint = server.endpoint()
+        watch = monitor(lambda: registry(endpoint), real_fetch, clock)
+        await watch.check_all()
+        assert watch._schedules[endpoint].due_s == 102.0
+        await watch.check_all()
+        assert watch._schedules[endpoint].due_s == 130.0
+    assert all(model.studied for model in endpoint.facts.about.values())
+
+
+async def test_the_plan_is_carried_out_after_a_probe() -> None:
+    loaded: list[str] = []
+
+    def load(body: Any) -> tuple[int, Any]:
+        loaded.append(body["model"])
+        return 200, {"done": True}
+
+    answers = {
+        "/api/version": (200, {"version": "0.13.5"}),
+        "/api/tags": (200, TAGS),
+        "/api/ps": (200, {"models": []}),
+        "/api/generate": load,
+    }
+    async with Canned(answers) as server:
+        endpoint = server.endpoint()
+        one = Deployment("chat", "phi3", endpoint)
+        fleet = Registry({"chat": Target("chat", "model", (one,))}, {"e": endpoint}, placement=[Kept(one, -1)])
+        watch = monitor(lambda: fleet, real_fetch)
+        await watch.check_all()
+        while not loaded:
+            await asyncio.sleep(0.001)
+        await watch.stop()
+    assert loaded == ["phi3"]
