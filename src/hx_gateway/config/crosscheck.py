@@ -227,6 +227,13 @@ def _embedding_fallbacks(config: GatewayConfig) -> Iterator[Finding]:
                     yield Finding(("fallbacks", name, cause), message)
 
 
+def _place(config: GatewayConfig, text: str) -> str:
+    """An address or the name of an endpoint as an address, so that two ways to write one place are the same."""
+    if text in config.endpoints:
+        text = config.endpoints[text].url
+    return text.removeprefix("http://").rstrip("/").removesuffix("/v1").removesuffix("/api").rstrip("/").lower()
+
+
 def _placement(config: GatewayConfig) -> Iterator[Finding]:
     kept: dict[str, list[str]] = {}
     for name, plan in config.placement.items():
@@ -240,7 +247,7 @@ def _placement(config: GatewayConfig) -> Iterator[Finding]:
         places = ((model.endpoint,) if model.endpoint else model.endpoints) if model is not None else ()
         for position, text in enumerate(plan.keep):
             yield from _reference(config, (*path, "keep", position), text)
-            if places and text not in places:
+            if places and _place(config, text) not in {_place(config, place) for place in places}:
                 message = f"{name} is not served there; its places are {', '.join(places)}"
                 yield Finding((*path, "keep", position), message, rests_on="endpoints")
         for text in plan.keep or places:
