@@ -65,7 +65,7 @@ def failed(deployment: Deployment, failure: Failure, trials: int, now_s: float) 
         servers.succeeded(now_s)
         return
     if kind.breaks:
-        deployment.pace.failed()
+        deployment.pace.failed(now_s)
     if kind in ON_ENDPOINT:
         servers.failed(now_s, bool(trials & SERVERS))
         mine.abandoned(bool(trials & MINE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _SHARE = 0.15  # of each new observation in the average
 LESSON_S = 0.02
+_FORGET_S = 1.0  # half-life of a failure: a server that is not asked again would never be forgiven otherwise
 _ODD = 20.0  # an observation this many times off the average moves it by a bounded step only
 
 
@@ -17,7 +18,7 @@ class Pace:
     """
 
     __slots__ = (
-        "_reading", "_writing", "decode_rate", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen",
+        "_reading", "_writing", "decode_rate", "failed_s", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen",
         "service_s",
     )  # fmt: skip
 
@@ -29,6 +30,7 @@ class Pace:
         self.first_byte_s = 0.0  # mean wait for the first byte
         self.output_tokens = 200.0  # mean length of an answer
         self.failures = 0.0  # recent share of calls that failed
+        self.failed_s = 0.0  # when the last one did
         self.seen = 0
         self._reading = _Rate(prefill_rate)
         self._writing = _Rate(decode_rate)
@@ -58,14 +60,23 @@ class Pace:
             self.output_tokens = _mixed(self.output_tokens, written_tokens, self.seen)
             writing_s = service_s - first_byte_s
             if writing_s > 0.0 and written_tokens > 4:
-                self.decode_rate = self._writing.seen(written_tokens, writing_s)
+                self.decode_rate = self._writing.seen(self.decode_rate, written_tokens, writing_s)
         reading_s = first_byte_s - load_s
         if alone and read_tokens >= 64.0 and 0.0 < reading_s < service_s:
-            self.prefill_rate = self._reading.seen(read_tokens, reading_s)
+            self.prefill_rate = self._reading.seen(self.prefill_rate, read_tokens, reading_s)
 
-    def failed(self) -> None:
+    def failed(self, now_s: float = 0.0) -> None:
         """Learn from a call that failed by the server's fault."""
-        self.failures += (1.0 - self.failures) * _SHARE
+        self.failures = self.risk(now_s) + (1.0 - self.risk(now_s)) * _SHARE
+        self.failed_s = now_s
+
+    def risk(self, now_s: float) -> float:
+        """How likely a call is to fail: the recent share of failures, which fades while nothing is heard."""
+        failures = self.failures
+        if failures < 0.001:
+            return 0.0
+        silent_s = now_s - self.failed_s
+        return failures * 0.5 ** (silent_s / _FORGET_S) if silent_s > 0.0 else failures
 
     def __repr__(self) -> str:
         return f"<Pace reads {self.prefill_rate:.0f}/s writes {self.decode_rate:.1f}/s service {self.service_s:.2f} s load {self.load_s:.1f} s>"
@@ -85,8 +96,11 @@ class _Rate:
         self._seconds = 0.0
         self._count = 0
 
-    def seen(self, tokens: float, seconds: float) -> float:
-        """Learn from one text; returns the rate."""
+    def seen(self, known: float, tokens: float, seconds: float) -> float:
+        """Learn from one text; returns the rate. ``known`` is the rate until now, which others may have corrected."""
+        if known != self.rate:
+            self._tokens *= known / self.rate
+            self.rate = known
         self._count += 1
         usual_s = tokens / self.rate
         seconds = min(max(seconds, usual_s / _ODD), usual_s * _ODD)

@@ -72,7 +72,7 @@ def price(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) 
 
 def risk(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
     """What its recent failures make a failure of this call likely to cost, and the care due after a recovery."""
-    return deployment.pace.failures * _RETRY_S
+    return deployment.pace.risk(now_s) * _RETRY_S
 
 
 def busy(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:

@@ -86,16 +86,22 @@ def serve(loaded: Loaded, again: Callable[[], Loaded] | None = None) -> int:
         return EXIT_FAILED
 
 
-def _work(loaded: Loaded, again: Callable[[], Loaded] | None, listener: socket.socket, workers: int, local: Places | None) -> int:
-    """Serve on ``listener`` in this process."""
+def _work(
+    loaded: Loaded,
+    again: Callable[[], Loaded] | None,
+    listener: socket.socket,
+    workers: int,
+    local: Places | None,
+    told: Callable[[], bool] = lambda: False,
+) -> int:
+    """Serve on ``listener`` in this process; ``told`` says whether a signal to end came before this could hear it."""
     config = loaded.config
     from hx_gateway.gateway import build
     from hx_gateway.local.supervisor import LocalModelError
     from hx_gateway.server.app import GatewayServer
 
-    # uvicorn drains on these signals and then raises them again for whoever was there before: we end in order instead.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _ignore)
+    early: list[int] = []  # what comes while we are being built must not be lost
+    _on_end(lambda number, _: early.append(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until reloads are served; the file's stamp tells what was missed
     try:
         gateway = build(config, workers, local=local)
@@ -114,6 +120,9 @@ def _work(loaded: Loaded, again: Callable[[], Loaded] | None, listener: socket.s
                 )
 
         server = GatewayServer(gateway, started, again, loaded)
+        # uvicorn drains on these signals and then raises them again for whoever was there before: by then it hears them in vain.
+        _on_end(server.handle_exit)
+        server.should_exit = bool(early) or told()
         with asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(server.serve(sockets=[listener]))
     except UnknownPlugin as error:
@@ -135,8 +144,10 @@ def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
 
 
-def _ignore(number: int, frame: FrameType | None) -> None:
-    """A signal that has been obeyed already."""
+def _on_end(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Have the signals that end a process handled by ``handler``."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
 
 
 class _Workers:
@@ -167,8 +178,7 @@ class _Workers:
         """Work until told to stop and all workers have ended; returns the exit status."""
         if any(model.path for model in self.config.models.values()):
             self.local_pid, self.local = _serve_local(self.config)
-        for told in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(told, self._stop)
+        _on_end(self._stop)
         signal.signal(signal.SIGHUP, self._pass_on)
         gc.freeze()  # pages that nobody writes to stay shared with the workers
         kill_at_s = 0.0
@@ -213,7 +223,8 @@ class _Workers:
             for other, listener in enumerate(self.listeners):
                 if other != number:
                     listener.close()
-            return _work(self.loaded, self.again, self.listeners[number], self.count, self.local)
+            # A signal right after the fork still reaches the handler that came along from the parent.
+            return _work(self.loaded, self.again, self.listeners[number], self.count, self.local, lambda: self.stopping)
 
         pid = _forked(child)
         self.pids[pid] = number
