@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hx_gateway.config.located import Document, Place, parse
 from hx_gateway.config.located import Path as SettingPath
 from hx_gateway.config.problems import ConfigError, Problem
+from hx_gateway.config.routing import PolicySettings
 from hx_gateway.config.shape import dotted, nearest
 from hx_gateway.simulation.trace import Arrival
 
@@ -97,7 +98,7 @@ class GatewayPlan(_Settings):
         attempts: Most attempts of one request.
         breaker_threshold: Failures in a row that open a breaker.
         breaker_seconds: How long it stays open.
-        seconds_per_unit: What one unit of money is worth in seconds, for `intelligent`.
+        seconds_per_cost_unit: What one unit of money is worth in seconds, for `intelligent`.
     """
 
     probe_seconds: _More = 10.0
@@ -107,14 +108,7 @@ class GatewayPlan(_Settings):
     attempts: Annotated[int, Field(ge=1, le=10)] = 3
     breaker_threshold: Annotated[int, Field(ge=1)] = 5
     breaker_seconds: _NotLess = 60.0
-    seconds_per_unit: _NotLess = 0.0
-
-
-class PolicyPlan(_Settings):
-    """A balancing policy of your own: weights of terms, or a picker."""
-
-    terms: dict[str, float] = {}
-    picker: str = ""
+    seconds_per_cost_unit: _NotLess = 0.0
 
 
 class FleetPlan(_Settings):
@@ -124,7 +118,7 @@ class FleetPlan(_Settings):
     servers: Annotated[dict[str, ServerPlan], Field(min_length=1)]
     block_tokens: Annotated[int, Field(ge=1)] = 512
     gateway: GatewayPlan = GatewayPlan()
-    policies: dict[str, PolicyPlan] = {}
+    policies: dict[str, PolicySettings] = {}
 
     def load_of(self, arrivals: Sequence[Arrival]) -> float:
         """The load of a trace: its work, were nothing ever cached, as a share of what the fleet can do in its time.
@@ -219,6 +213,6 @@ def _problem(document: Document, name: str, location: SettingPath, kind: str, me
 
 
 def _known(path: SettingPath) -> list[str]:
-    sections: dict[Any, type[BaseModel]] = {"models": ModelPlan, "servers": ServerPlan, "gateway": GatewayPlan, "policies": PolicyPlan}
+    sections: dict[Any, type[BaseModel]] = {"models": ModelPlan, "servers": ServerPlan, "gateway": GatewayPlan, "policies": PolicySettings}
     section = FleetPlan if len(path) == 1 else Outage if "outages" in path[:-1] else sections.get(path[0], FleetPlan)
     return list(section.model_fields)

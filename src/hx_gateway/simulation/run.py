@@ -26,6 +26,7 @@ from hx_gateway.simulation.trace import Arrival, TraceError
 
 _ENDPOINT_FAILURES = 2  # failed connections in a row that open an endpoint's breaker, as in the gateway
 _ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECTION_RESET)
+_SHORTEST_LOAD_S = 0.5  # expected of the smallest model, as by the gateway's probes
 _TROUBLE_S = 2.0  # probes come this fast at first while something is wrong
 
 
@@ -230,7 +231,7 @@ class Simulation:
         self._random = random.Random(seed)
         settings = plan.gateway
         self.router = Router(
-            lambda name: policy_named(name, plan.policies, settings.seconds_per_unit), chance=random.Random(seed + 1).random
+            lambda name: policy_named(name, plan.policies, settings.seconds_per_cost_unit), chance=random.Random(seed + 1).random
         )
         self._policy = self.router.policy(policy)
         self._troubles: dict[Endpoint, int] = {}
@@ -264,7 +265,9 @@ class Simulation:
                     deployment = Deployment(
                         model, model, endpoint, prices=prices, breaker=Breaker(settings.breaker_threshold, settings.breaker_seconds)
                     )
-                    deployment.size = priced.gb * 1e9  # as a list of models tells it
+                    if described.managed and priced.gb:
+                        deployment.size = priced.gb * 1e9  # as a list of models tells it, and what a probe expects of it
+                        deployment.pace.load_s = max(deployment.size / endpoint.disk_rate, _SHORTEST_LOAD_S)
                     self._deployments[model].append(deployment)
                 for outage in described.outages:
                     self.events.at(outage.start, server.stop)
