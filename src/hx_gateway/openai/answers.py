@@ -159,13 +159,17 @@ def _skeleton(body: bytes) -> bytes:
 
 
 def _flat(body: bytes, opening: int, closing: int) -> bool:
-    """Whether a vector begins and ends like a list of numbers and holds nothing that opens anything else."""
+    """Whether a vector begins and ends like a list of numbers and holds no bracket, quote, or word such as NaN or null."""
     return (
         body[opening + 1] in b"-0123456789 \n"
         and body[closing - 1] in b"0123456789 \n"
         and body.find(b"[", opening + 1, closing) < 0
         and body.find(b'"', opening + 1, closing) < 0
         and body.find(b"{", opening + 1, closing) < 0
+        and body.find(b"}", opening + 1, closing) < 0
+        and body.find(b":", opening + 1, closing) < 0
+        and body.find(b"n", opening + 1, closing) < 0
+        and body.find(b"N", opening + 1, closing) < 0
     )
 
 

@@ -149,9 +149,26 @@ def with_field(body: bytes, field: bytes) -> bytes:
 
 
 def rewritten(body: bytes, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:
-    """The body decoded, changed and encoded again; duplicate keys collapse to the one that was read."""
-    whole: dict[str, Any] = msgspec.json.decode(body)
+    """The body decoded, changed and encoded again; duplicate keys collapse to the one that was read.
+
+    Raises:
+        Failure: ``invalid_json`` for what `look` did not need to read and cannot be read.
+    """
+    whole = decoded(body)
     for name in drop:
         whole.pop(name, None)
     whole.update(changes)
     return msgspec.json.encode(whole)
+
+
+def decoded(body: bytes) -> dict[str, Any]:
+    """The whole body, of which `look` has read only what it needs.
+
+    Raises:
+        Failure: ``invalid_json``.
+    """
+    try:
+        whole: dict[str, Any] = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Failure(errors.INVALID_JSON, f"the body cannot be read as JSON: {error}") from None
+    return whole

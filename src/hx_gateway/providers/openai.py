@@ -14,7 +14,7 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Headers, Outgoing, StreamReader
 from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai import answers
-from hx_gateway.openai.requests import EmbeddingsFacts, Facts, rewritten, with_field, with_model
+from hx_gateway.openai.requests import EmbeddingsFacts, Facts, decoded, rewritten, with_field, with_model
 from hx_gateway.openai.sse import Relay, said_error
 
 _ASK_USAGE = b'"stream_options":{"include_usage":true}'
@@ -111,7 +111,7 @@ class OpenAIProvider:
 
 
 def _stream_options(body: bytes) -> dict[str, Any]:
-    options = msgspec.json.decode(body).get("stream_options")
+    options = decoded(body).get("stream_options")
     return options if isinstance(options, dict) else {}
 
 
@@ -132,10 +132,10 @@ def _embeddings(body: bytes, facts: EmbeddingsFacts, options: Any) -> bytes:
     elif facts.encoding_format is None and b'"encoding_format"' in body:
         body = rewritten(body, {}, drop=("encoding_format",))
     if options.embedding_field == "prompt":
-        whole = msgspec.json.decode(body)
+        whole = decoded(body)
         return rewritten(body, {"prompt": whole.get("input", whole.get("prompt"))}, drop=("input",))
     if b'"input"' not in body:
-        body = rewritten(body, {"input": msgspec.json.decode(body).get("prompt")}, drop=("prompt",))
+        body = rewritten(body, {"input": decoded(body).get("prompt")}, drop=("prompt",))
     return body
 
 
