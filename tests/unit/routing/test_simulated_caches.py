@@ -131,6 +131,15 @@ def test_short_prompts_do_not_make_a_server_seem_slow() -> None:
     assert pace.decode_rate == pytest.approx(80, rel=0.01)
 
 
+def test_a_rate_that_is_corrected_from_outside_stays_corrected() -> None:
+    pace = Pace()
+    for _ in range(50):
+        pace.answered(2.0, 1.0, 10_000, 80, True)
+    pace.prefill_rate *= 0.1  # a probe found the model outside the accelerator
+    pace.answered(11.0, 10.0, 10_000, 80, True)
+    assert pace.prefill_rate == pytest.approx(1000.0)
+
+
 def test_chance_differences_in_length_do_not_steer() -> None:
     one, two = host("a", "m")[0], host("b", "m")[0]
     one.pace.output_tokens, two.pace.output_tokens = 900.0, 20.0  # as it happened: the model is the same

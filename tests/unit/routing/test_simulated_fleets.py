@@ -68,7 +68,7 @@ def test_a_slow_server_gets_what_it_can_do(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_models_stay_where_they_are_loaded(seed: int) -> None:
     """Six models on three hosts with Ollama, two of which fit on each; nothing is told of slots or memory."""
-    arrivals = tuple(generate("zipf:models=6,rate=0.8,requests=2000", list(fleet("ollama").models), seed))
+    arrivals = tuple(generate("zipf:models=6,rate=1,requests=2000", list(fleet("ollama").models), seed))
     found = reports("ollama", arrivals, seed)
     turns, ours = found["round_robin"], found["intelligent"]
     assert ours.cold_loads <= 0.25 * turns.cold_loads
