@@ -25,17 +25,9 @@ class Ask:
     """
 
     __slots__ = (
-        "believed_tokens",
-        "block_tokens",
-        "blocks",
-        "edges",
-        "output_tokens",
-        "prompt_tokens",
-        "session",
-        "target",
-        "tried",
+        "believed_tokens", "block_tokens", "blocks", "edges", "output_tokens", "prompt_tokens", "scored", "session", "target", "tried",
         "usual_tokens",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,5 +47,6 @@ class Ask:
         self.edges: Sequence[float] = NOTHING  # tokens covered by so many leading blocks, where blocks differ in size
         self.believed_tokens = 0.0  # of the prompt, cached where it was sent; set by the router
         self.usual_tokens = 0.0  # usual length of an answer, one figure for all candidates; set by the router
+        self.scored: Deployment | None = None  # whom a score was just made for, with these believed tokens
         self.session = session
         self.tried = tried

@@ -185,7 +185,9 @@ class Router:
             for _, term, weight in terms:
                 total += weight * term(ask, deployment, tokens, now_s)
             totals.append(total)
-        chosen = usable[policy.best(totals, self._chance)]
+        position = policy.best(totals, self._chance)
+        chosen = ask.scored = usable[position]
+        ask.believed_tokens = cached[position]
         if decision is not None:
             for deployment, tokens, total in zip(usable, cached, totals, strict=True):
                 seconds = {name: weight * term(ask, deployment, tokens, now_s) for name, term, weight in terms}
@@ -235,12 +237,16 @@ class Router:
                             tokens[position] = believed
         return tokens
 
+    def _believed(self, ask: Ask, deployment: Deployment) -> float:
+        """Tokens of the prompt believed to be cached at a deployment, looked up again only where no score was just made."""
+        return ask.believed_tokens if ask.scored is deployment else self.cached(ask, (deployment,))[0]
+
     def reason(self, ask: Ask, deployment: Deployment, now_s: float) -> str:
         """Why a deployment was chosen, in one line; empty where the policy counts no seconds."""
         policy = self.policy(ask.target.policy)
         if policy.picker is not None:
             return ""
-        tokens = self.cached(ask, (deployment,))[0] if policy.affine else 0.0
+        tokens = self._believed(ask, deployment) if policy.affine else 0.0
         parts = []
         for name, term, weight in policy.terms:
             seconds = weight * term(ask, deployment, tokens, now_s)
@@ -256,8 +262,9 @@ class Router:
         endpoint = deployment.endpoint
         tokens = ask.prompt_tokens
         if ask.blocks or ask.session:
-            tokens -= self.cached(ask, (deployment,))[0]
-            ask.believed_tokens = ask.prompt_tokens - tokens
+            ask.believed_tokens = self._believed(ask, deployment)
+            ask.scored = None  # from here on the prompt itself is what is cached there
+            tokens -= ask.believed_tokens
             held = self.prefixes.held(endpoint.name)
             if ask.blocks:
                 self.prefixes.add(ask.blocks, held, ask.block_tokens, ask.edges)
