@@ -158,6 +158,8 @@ class Door(Reader):
         return self.exchange is not None or self.cold is not None
 
     def arrived(self, request: Request) -> None:
+        if self.closing:
+            return  # it came in one read with a request whose answer was the last
         # A client that does not read its answers is not read from, either.
         if self.exchange is not None or self.cold is not None or self.waiting or self.paused:
             self.waiting.append(request)
