@@ -35,9 +35,7 @@ class GatewayProcess:
         verify: PEM file of the authority of its certificate, where it speaks TLS.
     """
 
-    def __init__(
-        self, config: str, environment: dict[str, str] | None = None, workers: int = 1, key: str = KEY, verify: str = ""
-    ) -> None:
+    def __init__(self, config: str, environment: dict[str, str] | None = None, workers: int = 1, key: str = KEY, verify: str = "") -> None:
         self.port = free_port()
         self.key = key
         self.url = f"{'https' if verify else 'http'}://127.0.0.1:{self.port}"
@@ -46,7 +44,9 @@ class GatewayProcess:
         self.path = Path(self._folder.name) / "gateway.yaml"
         self.path.write_text(config)
         self.log_path = Path(self._folder.name) / "log"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("HX_") and name not in ("MASTER_KEY", "DATABASE_URL")}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith("HX_") and name not in ("MASTER_KEY", "DATABASE_URL")
+        }
         self._environment = {**kept, **({"MASTER_KEY": key} if key else {}), **(environment or {})}
         self._command = [sys.executable, "-m", "hx_gateway", "serve", str(self.path), "--host", "127.0.0.1", "--port", str(self.port)]
         if workers > 1:
