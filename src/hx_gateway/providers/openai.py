@@ -20,6 +20,7 @@ from hx_gateway.openai.sse import Relay, said_error
 _ASK_USAGE = b'"stream_options":{"include_usage":true}'
 _base64_format = re.compile(rb'("encoding_format"[ \t\r\n]*:[ \t\r\n]*)"base64"')
 _context_words = ("context length", "context_length", "context size", "context window", "maximum context", "too many tokens")
+_no_images = "image input is not supported"  # llama.cpp says that with status 500, too
 _too_large = "is too large to process"  # llama.cpp says so with status 500 of an input to embed, though nothing is wrong with it
 
 
@@ -32,6 +33,8 @@ class OpenAIProvider:
         facts: Facts = exchange.facts
         body = exchange.body
         model = deployment.upstream_model
+        if deployment.unable and "vision" in deployment.unable and b'"image_url"' in body and _holds_images(body):
+            raise _takes_no_images(deployment)
         if facts.model != model or not facts.plain:
             body = with_model(body, facts, model)
         if facts.stream and not facts.include_usage:
@@ -89,6 +92,8 @@ class OpenAIProvider:
                 f"the model server does not serve {deployment.upstream_model!r} on this route: {message or 'not found'}",
                 upstream_status=502,
             )
+        if status == 500 and _no_images in message:
+            return _takes_no_images(deployment)
         if status == 500 and _too_large in message:
             return Failure(errors.CONTEXT_LENGTH, message, param="input" if exchange.route is EMBEDDINGS else "messages")
         if status >= 500 or status < 400:
@@ -108,6 +113,21 @@ class OpenAIProvider:
             upstream_status=status,
             upstream_body=body if shaped else None,
         )
+
+
+def _holds_images(body: bytes) -> bool:
+    """Whether a message of the request has an image among its parts."""
+    messages = msgspec.json.decode(body).get("messages")
+    contents = [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return any(isinstance(part, dict) and part.get("type") == "image_url" for part in parts)
+
+
+def _takes_no_images(deployment: Any) -> Failure:
+    remedy = "send text only, or choose a model with the capability vision"
+    return Failure(
+        errors.UNSUPPORTED_PARAMETER, f"messages: the model {deployment.model!r} does not take images; {remedy}", param="messages"
+    )
 
 
 def _stream_options(body: bytes) -> dict[str, Any]:
