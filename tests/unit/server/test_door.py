@@ -190,6 +190,15 @@ async def test_pipelined_requests_wait_their_turn_and_the_client_is_not_read_mea
     assert transport.written.count(b"HTTP/1.1 200") == 3
 
 
+async def test_nothing_is_asked_for_a_client_that_was_told_goodbye() -> None:
+    """What stands behind a last request in the same read is not worked on: its answer could reach nobody."""
+    hall = LoggingHall()
+    door, transport = opened(hall)
+    door.data_received(request(PING, "connection: keep-alive", version="HTTP/1.0") + request())
+    assert len(hall.log) == 1 and transport.closing
+    assert transport.written.count(b"HTTP/1.1 200") == 1
+
+
 async def test_a_client_that_does_not_read_gets_nothing_more() -> None:
     hall = LoggingHall()
     door, transport = opened(hall)
