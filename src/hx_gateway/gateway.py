@@ -67,7 +67,7 @@ class Gateway:
         self._providers: dict[str, Provider] = {}
         self._retired: list[Endpoint] = []  # no longer configured, with answers under way
         self._tasks: list[asyncio.Task[None]] = []
-        self._known: dict[str, tuple[str, ...]] = {}
+        self._known: object = None
         self.router = Router(self._policy_of(config))
         self.proxy = Proxy(self.router, self._guess, (self.metrics,), find=lambda name: self.registry.find(name))
         self.monitor = Monitor(
@@ -123,7 +123,7 @@ class Gateway:
         assembly.settled()
         stay = set(assembly.endpoints.values())
         self._retired += [endpoint for endpoint in before.endpoints.values() if endpoint not in stay]
-        self._known = {}
+        self._known = None
 
     def __repr__(self) -> str:
         return f"<Gateway {self.config.service.name} names={len(self.registry.targets)} endpoints={len(self.registry.endpoints)}>"
@@ -251,7 +251,7 @@ class Gateway:
 
     def _renew(self) -> None:
         """Swap the registry when endpoints offer other models than before."""
-        known = {name: endpoint.facts.models for name, endpoint in self.assembly.endpoints.items()}
+        known = self.assembly.known()
         if known != self._known:
             self._known = known
             self.registry = self.assembly.registry()

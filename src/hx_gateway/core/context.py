@@ -79,6 +79,7 @@ class Exchange:
         "forward",
         "id",
         "identity",
+        "load_s",
         "method",
         "notes",
         "outcome",
@@ -132,6 +133,7 @@ class Exchange:
         self.completion_tokens = -1
         self.cached_tokens = -1
         self.estimated = False  # token counts are estimates
+        self.load_s = 0.0  # seconds of it that went into loading the model, where the server tells
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.route.name} {self.asked!r} status={self.status} attempts={self.attempts}>"

@@ -41,6 +41,10 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
         "rule": decision.rule,
         "sentence": _sentence(decision, best, names),
         "candidates": [_candidate(candidate, candidate.deployment is chosen, names) for candidate in decision.candidates],
+        "excluded": [
+            {"model": deployment.model, "endpoint": deployment.endpoint.name if shown else "hidden", "reason": reason}
+            for deployment, reason in target.excluded
+        ],
         "would_change": _changes(decision, best, names),
         "stands_in": {"down": list(target.down), "context": list(target.context)},
     }

@@ -311,6 +311,9 @@ class Run:
         deployment = self._release()
         exchange = self.exchange
         now_s = monotonic()
+        ask = self.ask
+        if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
+            self.proxy.router.verified(ask, deployment.endpoint, exchange.prompt_tokens, exchange.cached_tokens)
         verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, now_s)
         for observer in self.proxy.observers:
             observer.attempted(exchange, None)

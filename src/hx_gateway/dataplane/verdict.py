@@ -51,7 +51,7 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         pace.learn_at_s = now_s + LESSON_S
         called_s = exchange.call_s
         read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
-        pace.answered(now_s - called_s, began_s - called_s, read, exchange.completion_tokens, alone)
+        pace.answered(now_s - called_s, began_s - called_s, read, exchange.completion_tokens, alone, exchange.load_s)
     if endpoint.residency.managed:
         endpoint.residency.answered(deployment, now_s)
 

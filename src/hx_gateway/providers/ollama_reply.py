@@ -50,11 +50,20 @@ class Reply(msgspec.Struct):
     done_reason: str | None = None
     prompt_eval_count: int | None = None
     eval_count: int | None = None
+    load_duration: int | None = None
     logprobs: list[dict[str, Any]] | None = None
     error: Any = None
 
 
+_LOADED_S = 1.0  # a model in memory can report most of a second, too
 REPLY = msgspec.json.Decoder(Reply)
+
+
+def note_load(exchange: Exchange, reply: Reply) -> None:
+    """How long loading the model took, of a time that Ollama gives in nanoseconds; what a model in memory takes is left out."""
+    loading_s = (reply.load_duration or 0) / 1e9
+    if loading_s >= _LOADED_S:
+        exchange.load_s = loading_s
 
 
 def estimated_tokens(characters: int) -> int:
@@ -230,6 +239,7 @@ def chat_completion(exchange: Exchange, deployment: Any, bodies: Sequence[bytes]
     replies = [read_reply(body, exchange.route, deployment) for body in bodies]
     choices = [_chat_choice(index, reply, names, functions, tags) for index, reply in enumerate(replies)]
     characters = [length for _, length in choices]
+    note_load(exchange, replies[0])
     # The choices share one prompt, so it is counted once.
     count_tokens(exchange, replies[0].prompt_eval_count, _total([reply.eval_count for reply in replies], characters), sum(characters))
     return msgspec.json.encode(
@@ -269,6 +279,7 @@ def text_completion(exchange: Exchange, deployment: Any, bodies: Sequence[bytes]
                 "finish_reason": finish_reason(reply.done_reason),
             }
         )
+    note_load(exchange, replies[0])
     firsts = replies[::per_prompt]
     prompt = _total([reply.prompt_eval_count for reply in firsts], [len(text) for text in texts])
     count_tokens(exchange, prompt, _total([reply.eval_count for reply in replies], characters), sum(characters))

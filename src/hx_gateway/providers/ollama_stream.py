@@ -19,6 +19,7 @@ from hx_gateway.providers.ollama_reply import (
     chat_logprobs,
     count_tokens,
     finish_reason,
+    note_load,
     text_logprobs,
     usage,
 )
@@ -144,6 +145,7 @@ class _Reader:
         if reply.done:
             self._done = True
             self._reported = (reply.prompt_eval_count, reply.eval_count)
+            note_load(self._exchange, reply)
         events = self._events(reply)
         if self._done:
             self._count()

@@ -234,3 +234,42 @@ def test_without_a_plan_nothing_is_loaded() -> None:
             until(lambda: sum(received.path == "/api/ps" for received in ollama.requests) >= 3)
             assert deployments(gateway, "chat:8b")["one"]["facts"]["loaded"] is False
         assert ollama.loaded == set() and asked(ollama) == []
+
+
+def test_lengths_seen_in_answers_decide_where_nothing_else_is_known() -> None:
+    with (
+        Scripted("openai", models=[Model("emb", dimensions=24)]) as first,
+        Scripted("openai", models=[Model("emb", dimensions=16)]) as second,
+        Scripted("openai", models=[Model("emb", dimensions=16)]) as third,
+    ):
+        config = f"""
+load_balancer: {{algorithm: round_robin}}
+models:
+  emb: {{endpoints: ["{first.url}", "{second.url}", "{third.url}"], mode: embedding}}
+"""
+        with GatewayProcess(config) as gateway, sdk(gateway) as client:
+
+            def lengths() -> set[int]:
+                return {len(client.embeddings.create(model="emb", input="a").data[0].embedding) for _ in range(6)}
+
+            until(lambda: bool(lengths()) and len(status(gateway)["warnings"]) == 1)
+            first.forget()
+            assert lengths() == {16} and asked(first) == []
+            assert "16 dimensions" in status(gateway)["warnings"][0] and "24 dimensions" in status(gateway)["warnings"][0]
+
+
+def test_a_model_that_is_pulled_again_is_noticed_while_running() -> None:
+    model = Model("chat:8b")
+    server = Scripted("ollama", models=[model])
+    with server as first, Scripted("ollama", models=[model]) as second:
+        config = f"""
+load_balancer: {{health_check_interval: 0.2, digest_policy: exclude}}
+endpoints: {{first: {{url: "{first.url}"}}, second: {{url: "{second.url}"}}}}
+"""
+        with GatewayProcess(config) as gateway:
+            until(lambda: len(deployments(gateway, "chat:8b")) == 2)
+            assert status(gateway)["warnings"] == []
+            first.models = {"chat:8b": Repulled("chat:8b", CHAT_ONLY)}
+            until(lambda: deployments(gateway, "chat:8b")["second"]["excluded"] is not None)
+            second.models = first.models
+            until(lambda: status(gateway)["warnings"] == [] and deployments(gateway, "chat:8b")["second"]["excluded"] is None)
