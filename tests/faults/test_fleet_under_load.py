@@ -144,7 +144,7 @@ async def test_trouble_with_one_of_four(kind: str, policy: str) -> None:
             if kind in ("flap", "errors"):
                 tasks.append(asyncio.get_running_loop().create_task(restless()))
             else:
-                ill.fault = "slow delay_s=0.02" if kind == "slow" else kind
+                ill.fault = "slow delay_s=0.005" if kind == "slow" else kind
 
         async def heal() -> None:
             over.set()

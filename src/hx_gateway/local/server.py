@@ -116,8 +116,8 @@ def serve(options: argparse.Namespace) -> int:
     announce.write(json.dumps({"address": server.listening_address, "pid": os.getpid()}) + "\n")
     announce.close()
     wait_for_end(reading)
-    del server  # its end stops the listener and the slots
-    return 0
+    # Not by the interpreter's way out: taking llama.cpp's server down right after its start can hang, and nothing is to be saved.
+    os._exit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
