@@ -80,6 +80,11 @@ class Answer:
     def _kind(self) -> str:
         return self.fault.kind if self.fault is not None and self.fault.kind in WIRE_FAULTS else ""
 
+    @property
+    def _forged(self) -> bytes:
+        """What follows the answer in the same write: later, it could not be told from the answer to the next request."""
+        return _FORGED if self._kind == "extra_bytes" else b""
+
     async def whole(self, status: int, body: bytes, content_type: str = "application/json", headers: dict[str, str] | None = None) -> None:
         """Send a complete answer."""
         kind = self._kind
@@ -104,7 +109,7 @@ class Answer:
         if kind in ("black_hole", "reset_body", "close_body"):
             await self._send(framed[: len(framed) // 2])
             await self._strike()
-        await self._send(framed)
+        await self._send(framed + self._forged)
         await self._finish()
 
     async def begin(self, status: int, content_type: str, headers: dict[str, str] | None = None) -> None:
@@ -137,7 +142,7 @@ class Answer:
         if self._kind == "long_length":
             await self._stop_short()
         if self._framing == "chunked" and self._kind != "endless":
-            await self._send(b"0\r\n\r\n")
+            await self._send(b"0\r\n\r\n" + self._forged)
         await self._finish()
 
     async def wait_for_client(self) -> None:
@@ -170,8 +175,6 @@ class Answer:
                 await self._send(b"%x\r\n%b\r\n" % (len(_FILLER), _FILLER) if self._framing == "chunked" else _FILLER)
                 await asyncio.sleep(0.001)
         self.complete = True
-        if self._kind == "extra_bytes":
-            await self._send(_FORGED)
         if self._kind in ("close_delimited", "long_length", "short_length", "bad_chunk", "double_length", "close_after"):
             self._connection.close()
 
