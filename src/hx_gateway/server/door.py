@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import deque
 from http import HTTPStatus
 from math import inf
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hx_gateway.core import errors
 from hx_gateway.core.context import HOT_ROUTES, Exchange
 from hx_gateway.core.errors import ErrorKind, error_body
+from hx_gateway.core.heads import NEVER, around_length
 from hx_gateway.server.cold import Cold
 from hx_gateway.server.reader import CONTINUE, Reader, Request
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 HOT = {prefix + route.path.encode(): route for route in HOT_ROUTES for prefix in (b"/v1", b"")}
 _STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _LINGER_S = 2.0
-_NEVER = b"\0\0"  # no request starts like this; two bytes, so that no single byte found at an end matches
-_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
 _BIG = 1 << 16  # bytes; a larger body is written beside its head instead of joined to it
 
 
@@ -52,7 +50,7 @@ class Door(Reader):
         self.exchange: Exchange | None = None  # the hot request being answered
         self.cold: Cold | None = None  # or the other one
         self.memo: Request | None = None  # the last hot request, its body aside
-        self.memo_before = self.memo_after = _NEVER  # its head, around the digits of the content length
+        self.memo_before = self.memo_after = NEVER  # its head, around the digits of the content length
         self.keep_alive = True
         self.chunked = False
         self.closing = False
@@ -107,12 +105,9 @@ class Door(Reader):
 
     def _remember(self, data: bytes) -> None:
         """Keep the head of a hot request that came in one piece, split around the digits of its length."""
-        end = data.find(b"\r\n\r\n") + 4
-        found = _length.search(data, 0, end)
-        if found is not None and int(found.group(1)) == len(data) - end:
-            first, last = found.span(1)
-            self.memo_before = data[:first]
-            self.memo_after = data[last:end]
+        halves = around_length(data)
+        if halves is not None:
+            self.memo_before, self.memo_after = halves
         else:
             self.memo = None
 
@@ -185,7 +180,7 @@ class Door(Reader):
         request.route = route
         plain = request.keep_alive and request.length > 0 and not self.expect
         self.memo = request if plain else None
-        self.memo_before = self.memo_after = _NEVER
+        self.memo_before = self.memo_after = NEVER
         self._hot(request, body)
 
     def _hot(self, request: Request, body: bytes) -> None:

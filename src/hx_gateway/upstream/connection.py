@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -12,14 +11,13 @@ import httptools
 
 from hx_gateway.core import errors
 from hx_gateway.core.errors import ErrorKind
+from hx_gateway.core.heads import NEVER, around_length
 from hx_gateway.core.interfaces import CallHandler, Headers, Outgoing
 
 if TYPE_CHECKING:
     from hx_gateway.upstream.pool import Pool
 
 IDLE, WAITING, READING, CLOSED = "idle", "waiting", "reading", "closed"
-_NEVER = b"\0"  # no answer starts like this
-_length = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ([0-9]{1,10})(?=\r\n)")
 REST_S = 0.002  # seconds; pieces of a stream that come faster than this are taken together
 MAX_HEAD = 1 << 18  # bytes of an answer's head, read in one go with at most one network read more
 
@@ -60,7 +58,7 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.rests = False
         self.read_s = 0.0
-        self.memo_before = self.memo_after = _NEVER  # the head of the last whole answer, around the digits of its length
+        self.memo_before = self.memo_after = NEVER  # the head of the last whole answer, around the digits of its length
         self.memo_headers: Headers = []
         self.memo_status = 0
         self.parser = httptools.HttpResponseParser(self)
@@ -235,12 +233,9 @@ class Connection(asyncio.Protocol):
 
     def _remember(self, data: bytes) -> None:
         """Keep the head of an answer that came in one piece, split around the digits of its length."""
-        end = data.find(b"\r\n\r\n") + 4
-        found = _length.search(data, 0, end)
-        if found is not None and int(found.group(1)) == len(data) - end:
-            first, last = found.span(1)
-            self.memo_before = data[:first]
-            self.memo_after = data[last:end]
+        halves = around_length(data)
+        if halves is not None:
+            self.memo_before, self.memo_after = halves
             self.memo_headers = self.headers
             self.memo_status = self.status
 
