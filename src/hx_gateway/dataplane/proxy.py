@@ -115,7 +115,8 @@ class Proxy:
     def start(self, exchange: Exchange) -> None:
         """Find an answer for an exchange that all stages let pass."""
         self.in_flight += 1
-        Run(self, exchange).attempt()
+        exchange.owner = run = Run(self, exchange)
+        run.attempt()
 
     def answer(self, exchange: Exchange, response: Response) -> None:
         """Send an answer that a stage made."""

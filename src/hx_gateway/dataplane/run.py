@@ -1,76 +1,31 @@
-"""One exchange on its way through attempts to its answer: leases a deployment, handles its calls, and ends exactly once."""
+"""The steps of one exchange: attempts, the wait for a place, and what comes of each call to a model server."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
-from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import ErrorKind, Failure
-from hx_gateway.core.interfaces import Call, Headers, Provider, StreamReader
+from hx_gateway.core.interfaces import Headers, Provider
 from hx_gateway.dataplane import verdict, waits
-from hx_gateway.dataplane.answer import EVENTS, JSON, is_stream, request_id, success_lines
+from hx_gateway.dataplane.answer import EVENTS, JSON, is_stream
 from hx_gateway.dataplane.fanout import Fanout
-from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.dataplane.passage import Passage
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
 
 if TYPE_CHECKING:
-    from hx_gateway.dataplane.proxy import Proxy
     from hx_gateway.fleet.registry import Target
-    from hx_gateway.routing.ask import Ask
 
 _log = logging.getLogger(__name__)
 
 
-class Run:
-    """One exchange on its way: owns it, handles its calls, counts its lease on a deployment exactly once.
+class Run(Passage):
+    """One exchange on its way: owns it and handles its calls."""
 
-    The lease (``in_flight`` of deployment and endpoint) is taken in `attempt` and given back in `_release`, which every
-    end of an attempt goes through.
-    """
-
-    __slots__ = (
-        "ahead_s", "alone", "ask", "beat_s", "begun", "call", "called", "deployment", "done", "dropped", "exchange", "fell_from", "give_up_s",
-        "id_line", "leased", "loading", "opened", "provider", "proxy", "queued_at_s", "queued_s", "reader", "reason", "total_at_s", "trials",
-        "tried", "turned_away",
-    )  # fmt: skip
-
-    def __init__(self, proxy: Proxy, exchange: Exchange) -> None:
-        self.proxy = proxy
-        self.exchange = exchange
-        self.call: Call | None = None
-        self.deployment: Deployment | None = None
-        self.reader: StreamReader | None = None
-        self.begun = False  # an event of the answer was passed on
-        self.opened = False  # the head was sent
-        self.loading = False
-        self.dropped: Sequence[str] = ()
-        self.done = False
-        self.tried: list[Deployment] = []
-        self.ask: Ask | None = None
-        self.ahead_s = 0.0
-        self.alone = False
-        self.trials = 0
-        self.leased = False
-        self.called = False  # its turn in the queue came
-        self.queued_at_s = 0.0
-        self.queued_s = 0.0
-        self.give_up_s = inf
-        self.turned_away = False
-        self.fell_from: tuple[str, ...] = ()
-        self.reason = ""
-        self.beat_s = 0.0
-        limit_s = proxy.total_s
-        if exchange.timeout_s and not 0.0 < limit_s < exchange.timeout_s:
-            limit_s = exchange.timeout_s  # the client's own, where it is the shorter one
-        self.total_at_s = exchange.received_s + limit_s if limit_s else inf
-        self.id_line = b"x-request-id: %b\r\n" % request_id(exchange)  # both ways
-        exchange.owner = self
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return f"<Run {self.exchange!r} on {self.deployment!r} tried={len(self.tried)}>"
@@ -256,69 +211,7 @@ class Run:
             kind, message = errors.LOAD_TIMEOUT, "the model was not loaded in time (performance.load_timeout_seconds)"
         self._broke(Failure(kind, f"{message} ({deployment.endpoint.name})"))
 
-    # The client
-
-    def client_gone(self) -> None:
-        if self.done:
-            return
-        if self.call is not None:
-            self.call.cancel()
-        if self.leased:
-            verdict.abandoned(self._release(), self.trials)
-        elif self.queued_at_s:
-            self.proxy.hotel.leave(self.exchange.candidates.name, self)
-        exchange = self.exchange
-        exchange.status = errors.CLIENT_CLOSED.status
-        exchange.outcome = errors.CLIENT_CLOSED
-        self._finish()
-
-    def pause(self) -> None:
-        if self.call is not None:
-            self.call.pause()
-
-    def resume(self) -> None:
-        if self.call is not None:
-            self.call.resume()
-
-    # Ends
-
-    def _head(self, kind: bytes) -> bytes:
-        return success_lines(self.exchange, self.deployment, kind, self.id_line, self)
-
-    def _open(self) -> None:
-        self.exchange.client.begin(self.exchange, 200, self._head(EVENTS))
-        self.opened = True
-
-    def _begin(self) -> None:
-        self.begun = True
-        proxy = self.proxy
-        proxy.waiting.discard(self)
-        if self.ahead_s and self.deployment is not None:  # its prompt has been read
-            proxy.router.read(self.deployment.endpoint, self.ahead_s)
-            self.ahead_s = 0.0
-        if not self.opened:
-            self._open()
-
-    def _answer(self, body: bytes, kind: bytes) -> None:
-        self._succeeded(200)
-        exchange = self.exchange
-        if self.opened:
-            exchange.client.end(body)
-        else:
-            exchange.client.respond(exchange, 200, self._head(kind), body)
-
-    def _succeeded(self, status: int) -> None:
-        deployment = self._release()
-        exchange = self.exchange
-        now_s = monotonic()
-        ask = self.ask
-        if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
-            self.proxy.router.verified(ask, deployment.endpoint, exchange.prompt_tokens, exchange.cached_tokens)
-        verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, now_s)
-        for observer in self.proxy.observers:
-            observer.attempted(exchange, None)
-        exchange.status = status
-        self._finish()
+    # What comes of a failure
 
     def _broke(self, failure: Failure) -> None:
         """The call failed, or its stream reported an error."""
@@ -358,43 +251,26 @@ class Run:
             failure = waits.exhausted(self, failure, monotonic())
         self._answer_failure(failure)
 
-    def _blame(self, deployment: Deployment, failure: Failure) -> None:
-        verdict.failed(deployment, failure, self.trials, monotonic())
-        for observer in self.proxy.observers:
-            observer.attempted(self.exchange, failure)
+    # The client
 
-    def _release(self) -> Deployment:
-        deployment = self.deployment
-        assert deployment is not None
-        endpoint = deployment.endpoint
-        deployment.in_flight -= 1
-        endpoint.in_flight -= 1
-        self.leased = False
-        if self.proxy.hotel.size:
-            self.proxy.hotel.vacancy()
-        if self.ahead_s:
-            self.proxy.router.read(endpoint, self.ahead_s)
-            self.ahead_s = 0.0
-        return deployment
-
-    def _answer_failure(self, failure: Failure) -> None:
+    def client_gone(self) -> None:
+        if self.done:
+            return
+        if self.call is not None:
+            self.call.cancel()
+        if self.leased:
+            verdict.abandoned(self._release(), self.trials)
+        elif self.queued_at_s:
+            self.proxy.hotel.leave(self.exchange.candidates.name, self)
         exchange = self.exchange
-        if self.opened:  # by a sign of life: the status is gone, the failure is an event
-            exchange.outcome = failure.kind
-            exchange.status = 200
-            self._finish()
-            exchange.client.end(error_event(failure))
-        else:
-            self._end()
-            self.proxy.refuse(exchange, failure)
+        exchange.status = errors.CLIENT_CLOSED.status
+        exchange.outcome = errors.CLIENT_CLOSED
+        self._finish()
 
-    def _finish(self) -> None:
-        self._end()
-        for observer in self.proxy.observers:
-            observer.finished(self.exchange)
+    def pause(self) -> None:
+        if self.call is not None:
+            self.call.pause()
 
-    def _end(self) -> None:
-        self.done = True
-        self.proxy.waiting.discard(self)
-        self.proxy.in_flight -= 1
-        self.exchange.owner = None
+    def resume(self) -> None:
+        if self.call is not None:
+            self.call.resume()
