@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hx_gateway.access.keys import KeyRing
 from hx_gateway.assembly import Assembly
+from hx_gateway.backing import Backing
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core import errors
 from hx_gateway.core.clock import SystemClock
@@ -58,6 +59,7 @@ class Gateway:
         self.clock = SystemClock()
         self.ids = RequestIds(self.clock.wall)
         self.metrics = Metrics(self.clock)
+        self.backing = Backing(config)
         self.started_wall_s = self.clock.wall()
         self.ready = False
         self.draining = False
@@ -204,6 +206,7 @@ class Gateway:
         Raises:
             LocalModelError: A model file cannot be served.
         """
+        await self.backing.start()
         await self._start_local()
         if not self.config.models and not self.config.endpoints:
             await self._search()
@@ -225,6 +228,7 @@ class Gateway:
         for endpoint in self.assembly.endpoints.values():
             endpoint.pool.close()
         await asyncio.gather(*(model.stop() for model in self.local_models))
+        await self.backing.stop()
 
     async def _start_local(self) -> None:
         if self._local_elsewhere is not None:

@@ -29,11 +29,11 @@ from hx_gateway.config.sections import (
     SecondsOrNone,
     ServiceSettings,
     Settings,
-    StorageSettings,
     TlsSettings,
     UpstreamSettings,
     is_url,
 )
+from hx_gateway.config.storage import StorageSettings
 
 __all__ = [
     "ALGORITHMS",

@@ -209,15 +209,6 @@ class MonitoringSettings(Settings):
     log_format: Literal["console", "json"] = Field(default="console", description="Lines for people, or JSON for machines.")
 
 
-class StorageSettings(Settings):
-    """Stores that are used when they are there."""
-
-    database_url: Annotated[Secret | None, LATER] = Field(default=None, description="Postgres or SQLite URL for registry, log and usage.")
-    redis_url: Annotated[Secret | None, LATER] = Field(default=None, description="Redis URL for cache, rate limits and sessions.")
-    qdrant_url: Annotated[Secret | None, LATER] = Field(default=None, description="Qdrant URL for vectors.")
-    qdrant_collection: Annotated[str | None, LATER] = Field(default=None, description="Qdrant collection for vectors.")
-
-
 class LitellmSettings(Settings):
     """An existing LiteLLM installation."""
 
