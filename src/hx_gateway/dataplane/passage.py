@@ -49,7 +49,7 @@ class Passage:
         self.ask: Ask | None = None
         self.ahead_s = 0.0
         self.alone = False
-        self.trials = 0
+        self.trials = verdict.NO_TRIALS
         self.leased = False
         self.called = False  # its turn in the queue came
         self.queued_at_s = 0.0

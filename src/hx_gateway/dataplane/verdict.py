@@ -15,21 +15,17 @@ ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_
 _COOL_S = 1.0  # how long a server that said it is busy is left alone, where it did not say how long
 _MOST_COOL_S = 30.0
 _log = logging.getLogger(__name__)
-MINE, SERVERS = 1, 2
-"""Bits of the trials an attempt is: of the deployment's breaker, of its endpoint's."""
+NO_TRIALS = (0, 0)
 
 
-def lease(deployment: Deployment) -> int:
-    """An attempt begins: count it, and return which breakers' trial it is."""
+def lease(deployment: Deployment) -> tuple[int, int]:
+    """An attempt begins: count it, and return its numbers as a trial of the deployment's breaker and of its endpoint's."""
     endpoint = deployment.endpoint
     deployment.in_flight += 1
     endpoint.in_flight += 1
-    trials = 0
-    if deployment.breaker.state != "closed" and deployment.breaker.start():
-        trials = MINE
-    if endpoint.breaker.state != "closed" and endpoint.breaker.start():
-        trials |= SERVERS
-    return trials
+    if deployment.breaker.state == "closed" and endpoint.breaker.state == "closed":
+        return NO_TRIALS
+    return deployment.breaker.start(), endpoint.breaker.start()
 
 
 def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: bool, now_s: float) -> None:
@@ -56,7 +52,7 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         endpoint.residency.answered(deployment, now_s)
 
 
-def failed(deployment: Deployment, failure: Failure, trials: int, now_s: float) -> None:
+def failed(deployment: Deployment, failure: Failure, trials: tuple[int, int], now_s: float) -> None:
     """The attempt failed: whose breaker hears of it is decided by the failure's kind alone."""
     kind = failure.kind
     mine, servers = deployment.breaker, deployment.endpoint.breaker
@@ -67,11 +63,11 @@ def failed(deployment: Deployment, failure: Failure, trials: int, now_s: float) 
     if kind.breaks:
         deployment.pace.failed(now_s)
     if kind in ON_ENDPOINT:
-        servers.failed(now_s, bool(trials & SERVERS))
-        mine.abandoned(bool(trials & MINE))
+        servers.failed(now_s, trials[1])
+        mine.abandoned(trials[0])
     elif kind.breaks:
-        mine.failed(now_s, bool(trials & MINE))
-        servers.abandoned(bool(trials & SERVERS))
+        mine.failed(now_s, trials[0])
+        servers.abandoned(trials[1])
     else:
         if kind.blame is Blame.BUSY:
             wait_s = min(failure.retry_after_s or _COOL_S, _MOST_COOL_S)
@@ -99,8 +95,8 @@ def unreadable(error: Exception, deployment: Deployment, exchange: Exchange) -> 
     return Failure(errors.BAD_RESPONSE, "the model server's answer could not be read")
 
 
-def abandoned(deployment: Deployment, trials: int) -> None:
+def abandoned(deployment: Deployment, trials: tuple[int, int]) -> None:
     """The attempt ended without telling anything of the server."""
-    if trials:
-        deployment.breaker.abandoned(bool(trials & MINE))
-        deployment.endpoint.breaker.abandoned(bool(trials & SERVERS))
+    if trials is not NO_TRIALS:
+        deployment.breaker.abandoned(trials[0])
+        deployment.endpoint.breaker.abandoned(trials[1])

@@ -13,7 +13,7 @@ class Breaker:
         timeout_s: Seconds it stays open before a trial.
     """
 
-    __slots__ = ("closed_s", "failures", "opened_s", "state", "threshold", "timeout_s", "trial")
+    __slots__ = ("closed_s", "failures", "opened_s", "state", "threshold", "timeout_s", "trial", "trials")
 
     def __init__(self, threshold: int = 5, timeout_s: float = 60.0) -> None:
         self.threshold = threshold
@@ -21,7 +21,8 @@ class Breaker:
         self.failures = 0
         self.opened_s = 0.0
         self.closed_s = -1e9  # when it last closed after having been open
-        self.trial = False
+        self.trials = 0  # how many there were
+        self.trial = 0  # the number of the one under way; 0 for none
         self.state = "closed"
 
     def allows(self, now_s: float) -> bool:
@@ -30,39 +31,40 @@ class Breaker:
             return True
         return not self.trial and now_s - self.opened_s >= self.timeout_s
 
-    def start(self) -> bool:
-        """A request is being sent; in any state but closed it is the one trial. Returns whether it is."""
+    def start(self) -> int:
+        """A request is being sent; in any state but closed it is the one trial. Returns the trial's number, 0 if it is none."""
         if self.state == "closed" or self.trial:
-            return False
+            return 0
         self.state = "half-open"
-        self.trial = True
-        return True
+        self.trials += 1
+        self.trial = self.trials
+        return self.trial
 
     def succeeded(self, now_s: float = -1e9) -> None:
         """A request, or a probe, went well; ``now_s`` starts the time in which it is eased back in."""
         if self.state != "closed":
             self.closed_s = now_s
         self.failures = 0
-        self.trial = False
+        self.trial = 0
         self.state = "closed"
 
-    def failed(self, now_s: float, trial: bool = True) -> None:
-        """A request failed in a way that counts; ``trial`` says whether it was the trial."""
+    def failed(self, now_s: float, trial: int = 0) -> None:
+        """A request failed in a way that counts; ``trial`` is what `start` gave it."""
         self.failures += 1
         if self.state == "closed":
             if self.failures >= self.threshold:
                 self.state = "open"
                 self.opened_s = now_s
-        elif trial and self.trial:
-            self.trial = False
+        elif trial and trial == self.trial:
+            self.trial = 0
             self.state = "open"
             self.opened_s = now_s
-        # else: a request from before it opened; the trial under way decides
+        # else: a request from before it opened, or a trial from before it last closed; the trial under way decides
 
-    def abandoned(self, trial: bool = True) -> None:
-        """A request ended without saying anything about the server (the client left)."""
-        if trial and self.trial:
-            self.trial = False
+    def abandoned(self, trial: int = 0) -> None:
+        """A request ended without saying anything about the server (the client left); ``trial`` is what `start` gave it."""
+        if trial and trial == self.trial:
+            self.trial = 0
             self.state = "open"
 
     def retry_after_s(self, now_s: float) -> float:

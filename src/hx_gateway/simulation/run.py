@@ -87,7 +87,7 @@ class Call:
         self.sent_s = self.first_s = self.last_s = 0.0
         self.ahead_s = 0.0
         self.alone = False
-        self.trials = (False, False)  # whether the attempt is the trial of the deployment's breaker, of the endpoint's
+        self.trials = (0, 0)  # its numbers as a trial of the deployment's breaker, of the endpoint's; 0 for none
         self.cached_tokens = 0
         self.failed: ErrorKind | None = None
 

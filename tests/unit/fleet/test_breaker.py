@@ -17,7 +17,8 @@ class BreakerMachine(RuleBasedStateMachine):
         super().__init__()
         self.breaker = Breaker(THRESHOLD, TIMEOUT_S)
         self.now_s = 100.0
-        self.sent: list[bool] = []
+        self.sent: list[int] = []  # what `start` gave each request under way
+        self.current = 0  # the one that is the trial
         self.in_a_row = 0
         self.open_since_s: float | None = None
 
@@ -32,10 +33,12 @@ class BreakerMachine(RuleBasedStateMachine):
         if self.open_since_s is None:
             assert allowed
         else:
-            assert allowed == (not any(self.sent) and self.now_s - self.open_since_s >= TIMEOUT_S)
+            assert allowed == (not self.current and self.now_s - self.open_since_s >= TIMEOUT_S)
         if allowed or not self.breaker.trial:
             trial = self.breaker.start()
-            assert trial == (self.open_since_s is not None)
+            assert bool(trial) == (self.open_since_s is not None)
+            assert not trial or trial not in self.sent
+            self.current = trial or self.current
             self.sent.append(trial)
 
     @precondition(lambda self: self.sent)
@@ -46,20 +49,21 @@ class BreakerMachine(RuleBasedStateMachine):
             self.breaker.succeeded(self.now_s)
             self.in_a_row = 0
             self.open_since_s = None
-            self.sent = [False] * len(self.sent)  # it is closed: nobody's end decides anything any more
+            self.current = 0  # it is closed: whoever was the trial is not, even when another one begins
         elif how == "failed":
             self.breaker.failed(self.now_s, trial)
             self.in_a_row += 1
-            if self.open_since_s is None and self.in_a_row >= THRESHOLD or trial:
+            if self.open_since_s is None and self.in_a_row >= THRESHOLD or trial and trial == self.current:
                 self.open_since_s = self.now_s
         else:
             self.breaker.abandoned(trial)
+        if trial == self.current:
+            self.current = 0
 
     @invariant()
     def as_in_the_model(self) -> None:
         breaker = self.breaker
-        assert sum(self.sent) <= 1, "more than one trial under way"
-        assert breaker.trial == any(self.sent)
+        assert breaker.trial == self.current and (not self.current or self.current in self.sent)
         if self.open_since_s is None:
             assert breaker.state == "closed" and breaker.retry_after_s(self.now_s) == 0.0
         else:
@@ -92,7 +96,23 @@ def test_a_late_failure_from_before_it_opened_does_not_end_the_trial() -> None:
     breaker = Breaker(1, 10.0)
     breaker.failed(0.0)
     assert breaker.start()
-    breaker.failed(11.0, trial=False)
+    breaker.failed(11.0)
     assert breaker.trial and breaker.state == "half-open"
     breaker.succeeded(12.0)
     assert breaker.state == "closed" and breaker.closed_s == 12.0
+
+
+def test_a_trial_from_before_it_last_closed_does_not_end_the_one_under_way() -> None:
+    """Else the next request would be a second trial beside it."""
+    breaker = Breaker(1, 10.0)
+    breaker.failed(0.0)
+    slow = breaker.start()
+    breaker.succeeded(1.0)  # an older request, or a probe, went well meanwhile
+    breaker.failed(2.0)
+    second = breaker.start()
+    assert slow and second and slow != second
+    for end in (lambda: breaker.failed(3.0, slow), lambda: breaker.abandoned(slow)):
+        end()
+        assert breaker.trial == second and not breaker.start()
+    breaker.abandoned(second)
+    assert breaker.state == "open" and breaker.start()
