@@ -9,11 +9,10 @@ from fastapi import Depends, Request
 from hx_gateway.core.clock import Clock
 from hx_gateway.core.context import Exchange, Identity, Route
 from hx_gateway.dataplane.stages.authenticate import refused, token_of
+from hx_gateway.telemetry.exposition import Observed
 
 if TYPE_CHECKING:
     from hx_gateway.config.schema import GatewayConfig
-    from hx_gateway.fleet.registry import Registry
-    from hx_gateway.telemetry.metrics import Metrics
 
 
 class Keys(Protocol):
@@ -29,32 +28,17 @@ class Keys(Protocol):
         ...
 
 
-class Gateway(Protocol):
+class Gateway(Observed, Protocol):
     """The composition root, as far as the control plane uses it."""
 
     @property
     def config(self) -> GatewayConfig: ...
 
     @property
-    def registry(self) -> Registry: ...
-
-    @property
     def keys(self) -> Keys: ...
 
     @property
-    def metrics(self) -> Metrics: ...
-
-    @property
     def clock(self) -> Clock: ...
-
-    @property
-    def started_wall_s(self) -> float: ...
-
-    @property
-    def draining(self) -> bool: ...
-
-    @property
-    def ready(self) -> bool: ...
 
     @property
     def reloading(self) -> Any: ...

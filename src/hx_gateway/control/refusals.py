@@ -38,10 +38,11 @@ def failure_response(failure: Failure) -> Response:
     return Response(failure.upstream_body or failure.body(), failure.status, headers, "application/json")
 
 
-def method_refused(request: Request, allowed: str) -> Response:
-    """405, with the methods that would do."""
+def method_refused(request: Request, allowed: str, why: str = "") -> Response:
+    """405, with the methods that would do, and the reason where there is more to say."""
     method: str = request.scope.get("state", {}).get("method", request.method)
-    body = error_body(errors.METHOD_NOT_ALLOWED, f"{method} is not possible on {request.url.path}; use {allowed.replace(', ', ' or ')}")
+    message = f"{method} is not possible on {request.url.path}; use {allowed.replace(', ', ' or ')}"
+    body = error_body(errors.METHOD_NOT_ALLOWED, f"{message}: {why}" if why else message)
     return Response(body, 405, {"allow": allowed}, "application/json")
 
 

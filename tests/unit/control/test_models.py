@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.control.house import KEYS, MASTER, USER, House
+from tests.unit.control.house import KEYS, MASTER, USER, House, fleet
 
 from hx_gateway.core.errors import CATALOGUE
 
@@ -98,3 +98,13 @@ async def test_head_and_wrong_methods(path: str) -> None:
     assert {"GET", "HEAD"} <= set(refused.headers["allow"].split(", "))
     assert refused.json()["error"]["code"] == "method_not_allowed"
     assert refused.json()["error"]["code"] in {kind.code for kind in CATALOGUE}
+
+
+async def test_a_model_is_not_deleted_by_a_client_and_the_refusal_says_where_models_are_kept() -> None:
+    async with House(registry=fleet(forward=True)).client() as client:
+        answer = await client.delete("/v1/models/org/phi:mini")
+        assert (await client.get("/v1/models/org/phi:mini")).status_code == 200
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, HEAD")
+    error = answer.json()["error"]
+    assert (error["code"], error["type"]) == ("method_not_allowed", "invalid_request_error")
+    assert "part of the configuration; take this one out of the file and reload. Nothing was deleted" in error["message"]

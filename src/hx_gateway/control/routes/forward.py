@@ -15,6 +15,7 @@ from hx_gateway.core.context import Route as Inference
 from hx_gateway.core.errors import Failure
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_NOT_DELETED = "models are part of the configuration; take this one out of the file and reload. Nothing was deleted"
 _HOT = {prefix + route.path + end: route for route in HOT_ROUTES for prefix in ("/v1", "") for end in ("", "/")}
 
 
@@ -29,7 +30,7 @@ async def forward(request: Request) -> Response:
     """Any other path below /v1: to the default upstream, where there is one."""
     path: str = request.path_params["path"]
     if path == "models" or path.startswith("models/"):
-        return method_refused(request, "GET, HEAD")
+        return method_refused(request, "GET, HEAD", _NOT_DELETED if request.method == "DELETE" else "")
     if gateway_of(request).registry.forward_to is None:
         identify(request)  # what exists is told to those only who may call
         raise Failure(

@@ -119,7 +119,7 @@ async def models(gateway: GatewayOf, identity: Caller) -> ModelList:
 
 
 async def model(id: str, gateway: GatewayOf, identity: Caller) -> Model | ModelList:
-    """One model, alias or group; its name may contain ``/`` and ``:``."""
+    """One model, alias or group; its name may contain ``/`` and ``:``. DELETE answers 405: models are part of the configuration."""
     if not id:  # the list, asked for with a final slash
         return _listed(gateway, identity)
     registry = gateway.registry
