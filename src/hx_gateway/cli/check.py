@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hx_gateway.config.load import Loaded
+    from hx_gateway.config.problems import Problem
     from hx_gateway.config.schema import GatewayConfig, ModelSettings
+
+_WIDTH = 200  # of tables that no terminal shows
 
 
 def _places(config: GatewayConfig, name: str, model: ModelSettings) -> list[dict[str, Any]]:
@@ -163,11 +166,58 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
         yield f"read, but not used by this release: {', '.join(plan['unused'])}"
 
 
+def _live(loaded: Loaded) -> tuple[dict[str, Any], list[Problem]]:
+    import asyncio
+    import logging
+
+    from hx_gateway.ops.preflight import examine
+
+    logging.getLogger("hx_gateway").addHandler(logging.NullHandler())  # what is found is printed, not logged as well
+    return asyncio.run(examine(loaded))
+
+
+def _told(value: Any) -> str:
+    """A value that may be unknown, in a cell."""
+    if isinstance(value, list):
+        return ", ".join(value)
+    return "?" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+def _tables(endpoints: list[dict[str, Any]]) -> None:
+    """What the endpoints told, as one table of them and one of their models."""
+    from rich.console import Console
+    from rich.table import Table
+
+    # What a server says is never taken for markup. Where no terminal tells its width, a line may be long.
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    servers = Table("endpoint", "address", "reachable", "dialect", "engine", "version", "key", "slots", title="endpoints, as they are")
+    models = Table(
+        "model", "endpoint", "its name there", "offered", "digest", "context", "dimensions", "can", "in memory", title="models, as they are"
+    )
+    for one in endpoints:
+        given, found = one["dialect"]["configured"], one["dialect"]["found"]
+        dialect = _told(found) if given in (None, found) else f"{_told(found)}, configured {given}"
+        cells = ("engine", "version", "key", "slots")
+        servers.add_row(one["name"], one["url"], _told(one["reachable"]), dialect, *(_told(one[cell]) for cell in cells))
+        for model in one["models"]:
+            known = ("offered", "digest", "context_length", "dimensions", "capabilities", "in_memory")
+            shown = {**model, "digest": model["digest"] and model["digest"][:12]}
+            models.add_row(model["model"], one["name"], model["upstream_model"], *(_told(shown[cell]) for cell in known))
+    for table in (servers, models):
+        console.print()
+        console.print(table if table.row_count else f"{table.title}: none")
+
+
 def check(
     config: Annotated[
         Path | None, typer.Argument(help="The file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Also ask each endpoint what it has; no token is generated and no model loaded.")
+    ] = False,
 ) -> None:
     """Check a configuration: print every problem (exit code 1), or what would result (exit code 0)."""
     import json
@@ -186,14 +236,19 @@ def check(
             typer.echo(f"{count} problem{'s' if count > 1 else ''}; nothing was started", err=True)
         raise typer.Exit(1) from None
     plan = wiring(loaded)
+    findings: list[Problem] = []
+    if live:
+        plan["live"], findings = _live(loaded)
+        plan["live"]["findings"] = [finding.as_json() for finding in findings]
+        plan["ok"] = plan["ok"] and all(finding.level != "error" for finding in findings)
     if as_json:
         typer.echo(json.dumps(plan, indent=2))
     else:
         for line in _lines(plan):
             typer.echo(line)
-        for problem in loaded.warnings:
-            typer.echo(f"warning: {problem}", err=True)
-        for problem in loaded.blockers:
-            typer.echo(f"problem: {problem}", err=True)
-    if loaded.blockers:
+        if live:
+            _tables(plan["live"]["endpoints"])
+        for problem in [*loaded.warnings, *loaded.blockers, *findings]:
+            typer.echo(f"{'warning' if problem.level == 'warning' else 'problem'}: {problem}", err=True)
+    if not plan["ok"]:
         raise typer.Exit(1)

@@ -53,7 +53,7 @@ class Problem:
     level: str = "error"
 
     def __str__(self) -> str:
-        where = self.source + (f":{self.line}:{self.column}" if self.line else "")
+        where = self.source + (f":{self.line}" if self.line else "") + (f":{self.column}" if self.column else "")
         return ": ".join(part for part in (where, self.path, self.message) if part)
 
     def as_json(self) -> dict[str, Any]:

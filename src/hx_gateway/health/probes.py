@@ -92,7 +92,7 @@ PROBES = {
 
 _ENGINES = ("vllm", "llamacpp", "sglang")
 _EMBED_SINCE = (0, 3, 0)  # /api/embed came with this version of Ollama
-_CREDENTIALS = "the server refuses the gateway's credentials; check the endpoint's api_key"
+CREDENTIALS = "the server refuses the gateway's credentials; check the endpoint's api_key"
 
 
 def probe_for(provider: str) -> Probe:
@@ -127,7 +127,7 @@ async def ollama(fetch: Fetch, endpoint: Endpoint) -> ProbeResult:
     """Probe an Ollama server: its version, the models it has pulled, and those it has in memory."""
     answer = await fetch(endpoint, "/api/version")
     if _credentials_refused(answer):
-        return ProbeResult(False, _CREDENTIALS)
+        return ProbeResult(False, CREDENTIALS)
     if answer.status != 200:
         return ProbeResult(False, f"GET /api/version answered {answer.status}")
     version = values.section(answer.json(), "version")
@@ -189,7 +189,7 @@ async def openai(fetch: Fetch, endpoint: Endpoint) -> ProbeResult:
     """
     answer = await fetch(endpoint, "/v1/models")
     if _credentials_refused(answer):
-        return ProbeResult(False, _CREDENTIALS)
+        return ProbeResult(False, CREDENTIALS)
     if answer.status == 200:
         document = answer.json()
         if not isinstance(values.section(document, "data"), list):
