@@ -48,6 +48,7 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         called_s = exchange.call_s
         read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
         pace.answered(now_s - called_s, began_s - called_s, read, exchange.completion_tokens, alone, exchange.load_s)
+        deployment.inform(exchange.candidates.deployments)
     if endpoint.residency.managed:
         endpoint.residency.answered(deployment, now_s)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.endpoint import DeploymentOptions, Endpoint, Prices
 from hx_gateway.fleet.pace import Pace
@@ -76,6 +78,13 @@ class Deployment:
         self.options = other.options
         self.breaker.threshold = other.breaker.threshold
         self.breaker.timeout_s = other.breaker.timeout_s
+
+    def inform(self, siblings: Iterable[Deployment]) -> None:
+        """Tell deployments of the same model, of which nothing was seen yet, what was seen here."""
+        for sibling in siblings:
+            # Outside the accelerator's memory other speeds hold, which the probes foretell.
+            if sibling is not self and sibling.model == self.model and sibling.spilled <= 0.0 and self.spilled <= 0.0:
+                sibling.pace.guess(self.pace)
 
     @property
     def full(self) -> bool:

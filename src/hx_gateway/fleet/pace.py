@@ -65,6 +65,13 @@ class Pace:
         if alone and read_tokens >= 64.0 and 0.0 < reading_s < service_s:
             self.prefill_rate = self._reading.seen(self.prefill_rate, read_tokens, reading_s)
 
+    def guess(self, sibling: Pace) -> None:
+        """Begin with a sibling's speeds where nothing was seen: a fleet faster than the priors would never ask who is new."""
+        if not self._reading.count:
+            self.prefill_rate = sibling.prefill_rate
+        if not self._writing.count:
+            self.decode_rate = sibling.decode_rate
+
     def failed(self, now_s: float = 0.0) -> None:
         """Learn from a call that failed by the server's fault."""
         self.failures = self.risk(now_s) + (1.0 - self.risk(now_s)) * _SHARE
@@ -88,23 +95,23 @@ class _Rate:
     A mean of rates would be drawn by short texts, whose time is mostly something else, and equal servers would seem unequal.
     """
 
-    __slots__ = ("_count", "_seconds", "_tokens", "rate")
+    __slots__ = ("_seconds", "_tokens", "count", "rate")
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self._tokens = 0.0
         self._seconds = 0.0
-        self._count = 0
+        self.count = 0
 
     def seen(self, known: float, tokens: float, seconds: float) -> float:
         """Learn from one text; returns the rate. ``known`` is the rate until now, which others may have corrected."""
         if known != self.rate:
             self._tokens *= known / self.rate
             self.rate = known
-        self._count += 1
+        self.count += 1
         usual_s = tokens / self.rate
         seconds = min(max(seconds, usual_s / _ODD), usual_s * _ODD)
-        share = max(_SHARE, 1.0 / self._count)
+        share = max(_SHARE, 1.0 / self.count)
         self._tokens += (tokens - self._tokens) * share
         self._seconds += (seconds - self._seconds) * share
         self.rate = self._tokens / self._seconds

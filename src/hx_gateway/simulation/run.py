@@ -146,6 +146,7 @@ class Call:
                 simulation.router.verified(self.ask, deployment.endpoint, self.arrival.prompt_tokens, self.cached_tokens)
             read = self.arrival.prompt_tokens - (self.cached_tokens if cached_known else self.ask.believed_tokens)
             pace.answered(now_s - self.sent_s, self.first_s - self.sent_s, read, self.arrival.output_tokens, self.alone, load_s)
+            deployment.inform(self.ask.target.deployments)
         deployment.endpoint.residency.answered(deployment, now_s)
         self.failed = None
         simulation.finished(self)
