@@ -115,5 +115,4 @@ class Forward:
         self.endpoint.in_flight -= 1
         self.proxy.in_flight -= 1
         self.exchange.owner = None
-        for observer in self.proxy.observers:
-            observer.finished(self.exchange)
+        self.proxy.finished(self.exchange)

@@ -113,15 +113,17 @@ class Passage:
         if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
             self.proxy.router.verified(ask, deployment.endpoint, exchange.prompt_tokens, exchange.cached_tokens)
         verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, now_s)
-        for observer in self.proxy.observers:
-            observer.attempted(exchange, None)
+        self.proxy.attempted(exchange, None)
         exchange.status = status
         self._finish()
 
-    def _blame(self, deployment: Deployment, failure: Failure) -> None:
-        verdict.failed(deployment, failure, self.trials, monotonic())
-        for observer in self.proxy.observers:
-            observer.attempted(self.exchange, failure)
+    def _blame(self, deployment: Deployment, failure: Failure, asked: bool = True) -> None:
+        """Lay the blame for an attempt; a server that was not even asked has neither failed nor answered."""
+        if asked:
+            verdict.failed(deployment, failure, self.trials, monotonic())
+        else:
+            verdict.abandoned(deployment, self.trials)
+        self.proxy.attempted(self.exchange, failure)
 
     def _release(self) -> Deployment:
         deployment = self.deployment
@@ -139,8 +141,7 @@ class Passage:
 
     def _finish(self) -> None:
         self._end()
-        for observer in self.proxy.observers:
-            observer.finished(self.exchange)
+        self.proxy.finished(self.exchange)
 
     def _end(self) -> None:
         self.done = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 DECISIONS = 2000
+_log = logging.getLogger(__name__)
 
 
 class Proxy:
@@ -118,13 +120,28 @@ class Proxy:
         exchange.owner = run = Run(self, exchange)
         run.attempt()
 
+    def attempted(self, exchange: Exchange, failure: Failure | None) -> None:
+        """Tell the observers that an attempt is over; what fails in one of them touches neither the request nor the others."""
+        for observer in self.observers:
+            try:
+                observer.attempted(exchange, failure)
+            except Exception:  # blame: the observer's own
+                _log.exception("an observer failed at an attempt of request %s", exchange.id)
+
+    def finished(self, exchange: Exchange) -> None:
+        """Tell the observers that the outcome is known; what fails in one of them touches neither the request nor the others."""
+        for observer in self.observers:
+            try:
+                observer.finished(exchange)
+            except Exception:  # blame: the observer's own
+                _log.exception("an observer failed at the end of request %s", exchange.id)
+
     def answer(self, exchange: Exchange, response: Response) -> None:
         """Send an answer that a stage made."""
         exchange.owner = None
         exchange.status = response.status
         exchange.outcome = response.outcome
-        for observer in self.observers:
-            observer.finished(exchange)
+        self.finished(exchange)
         lines = response.headers + b"x-request-id: %b\r\n" % request_id(exchange)
         exchange.client.respond(exchange, response.status, lines, response.body)
 
@@ -133,8 +150,7 @@ class Proxy:
         exchange.owner = None
         exchange.outcome = failure.kind
         exchange.status = status = failure.status
-        for observer in self.observers:
-            observer.finished(exchange)
+        self.finished(exchange)
         if failure.kind is errors.CLIENT_CLOSED:
             return
         body = failure.upstream_body or failure.body()

@@ -141,7 +141,10 @@ class Hotel:
         """Give places to those whose turn it is, as long as there are any."""
         self._calling = False
         for name, queue in list(self.queues.items()):
-            while (guest := queue.first()) is not None and guest.ready():
+            for _ in range(queue.size):  # who finds no place after all and waits again is not called twice
+                guest = queue.first()
+                if guest is None or not guest.ready():
+                    break
                 queue.pop()
                 self.size -= 1
                 guest.admit()

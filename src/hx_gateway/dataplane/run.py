@@ -34,56 +34,69 @@ class Run(Passage):
 
     def attempt(self, last: Failure | None = None) -> None:
         """Send the request to the next deployment; ``last`` is what the previous one failed with."""
-        exchange = self.exchange
-        now_s = monotonic()
-        proxy = self.proxy
-        ask = self.ask
-        if ask is None:
-            ask = self.ask = proxy.ask(exchange, self.tried)
-        router = proxy.router
-        # Who comes while others wait for the same name waits behind them.
-        behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
-        deployment = None if behind else router.choose(ask, now_s)
-        if deployment is None:
-            self._nowhere(last, now_s)
-            return
-        endpoint = deployment.endpoint
-        self.alone = endpoint.in_flight == 0
-        self.trials = verdict.lease(deployment)
-        self.leased = True
-        if ask.prompt_tokens:
-            self.reason = router.reason(ask, deployment, now_s)
-            self.ahead_s = router.sent(ask, deployment, now_s)
-        elif endpoint.residency.managed:
-            endpoint.residency.sent(deployment, now_s)
-        self.deployment = exchange.deployment = deployment
-        proxy.decisions.append((exchange.id, ask.target.name, ask.target.policy, deployment, exchange.attempts, self.reason))
-        exchange.attempts += 1
-        exchange.call_s = now_s
-        self.provider: Provider = endpoint.provider or self.proxy.guess(endpoint)
         try:
-            outgoing = self.provider.prepare(exchange, deployment)
-        except Failure as failure:
-            self._failed(failure)
-            return
-        except Exception:  # blame: the gateway's own; a lease must not leak with it
-            _log.exception("provider %s failed to prepare request %s", self.provider.name, exchange.id)
-            self._failed(Failure(errors.INTERNAL, f"an internal error occurred; it is logged under request id {exchange.id}"))
-            return
-        loaded = endpoint.facts.loaded
-        self.loading = loaded is not None and deployment.upstream_model not in loaded
-        first_byte_s = endpoint.deadlines.load_s if self.loading else 0.0
-        if isinstance(outgoing, list):
-            for part in outgoing:
-                part.headers += self.id_line
-            self.dropped = outgoing[0].dropped
-            Fanout(endpoint.pool, outgoing, self, self.total_at_s, first_byte_s).start()
-            return
-        outgoing.headers += self.id_line
-        self.dropped = outgoing.dropped
-        if outgoing.stream and not self.opened:
-            self.proxy.wait(self, now_s)
-        endpoint.pool.send(outgoing, self, self.total_at_s, first_byte_s)
+            exchange = self.exchange
+            now_s = monotonic()
+            proxy = self.proxy
+            ask = self.ask
+            if ask is None:
+                ask = self.ask = proxy.ask(exchange, self.tried)
+            router = proxy.router
+            # Who comes while others wait for the same name waits behind them.
+            behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
+            deployment = None if behind else router.choose(ask, now_s)
+            if deployment is None:
+                self._nowhere(last, now_s)
+                return
+            endpoint = deployment.endpoint
+            self.alone = endpoint.in_flight == 0
+            self.trials = verdict.lease(deployment)
+            self.leased = True
+            self.deployment = exchange.deployment = deployment
+            if ask.prompt_tokens:
+                self.reason = router.reason(ask, deployment, now_s)
+                self.ahead_s = router.sent(ask, deployment, now_s)
+            elif endpoint.residency.managed:
+                endpoint.residency.sent(deployment, now_s)
+            proxy.decisions.append((exchange.id, ask.target.name, ask.target.policy, deployment, exchange.attempts, self.reason))
+            exchange.attempts += 1
+            exchange.call_s = now_s
+            self.provider: Provider = endpoint.provider or proxy.guess(endpoint)
+            try:
+                outgoing = self.provider.prepare(exchange, deployment)
+            except Failure as failure:
+                self._failed(failure, asked=False)
+                return
+            loaded = endpoint.facts.loaded
+            self.loading = loaded is not None and deployment.upstream_model not in loaded
+            first_byte_s = endpoint.deadlines.load_s if self.loading else 0.0
+            if isinstance(outgoing, list):
+                for part in outgoing:
+                    part.headers += self.id_line
+                self.dropped = outgoing[0].dropped
+                Fanout(endpoint.pool, outgoing, self, self.total_at_s, first_byte_s).start()
+                return
+            outgoing.headers += self.id_line
+            self.dropped = outgoing.dropped
+            if outgoing.stream and not self.opened:
+                proxy.wait(self, now_s)
+            endpoint.pool.send(outgoing, self, self.total_at_s, first_byte_s)
+        except Exception as error:  # blame: the gateway's own, or a plug-in's; a lease must not leak with it
+            self._fault(error)
+
+    def _fault(self, error: Exception) -> None:
+        """What nobody foresaw happened to an attempt: what it holds goes back, and the client gets an answer."""
+        exchange = self.exchange
+        _log.error("internal error in request %s", exchange.id, exc_info=error)
+        if self.done:
+            return  # its client has its answer, or is gone
+        if self.call is not None:
+            self.call.cancel()
+        failure = Failure(errors.INTERNAL, f"an internal error occurred; it is logged under request id {exchange.id}")
+        if self.leased:
+            self._failed(failure, asked=False)
+        else:
+            self._answer_failure(failure)
 
     def beat(self, now_s: float) -> None:
         """Tell a client that waits for a stream that it is not forgotten; from here on the status is 200."""
@@ -112,7 +125,10 @@ class Run(Passage):
         self.attempt(last)
 
     def ready(self) -> bool:
-        return self.ask is not None and self.proxy.router.choose(self.ask, monotonic()) is not None
+        try:
+            return self.ask is not None and self.proxy.router.choose(self.ask, monotonic()) is not None
+        except Exception:  # blame: a plug-in's; nobody waits behind it: the attempt will tell the client
+            return True
 
     def admit(self) -> None:
         self.called = True
@@ -168,14 +184,21 @@ class Run(Passage):
             return False
         deployment = self.deployment
         assert deployment is not None
-        self.reader = self.provider.reader(self.exchange, deployment)
+        try:
+            self.reader = self.provider.reader(self.exchange, deployment)
+        except Exception as error:  # blame: an answer our reading did not foresee is the server's
+            self._unread(error)
         return True
 
     def received(self, data: bytes) -> None:
         reader = self.reader
         if reader is None or self.done:
             return
-        data = reader.feed(data)
+        try:
+            data = reader.feed(data)
+        except Exception as error:  # blame: an answer our reading did not foresee is the server's
+            self._unread(error)
+            return
         if data:
             if not self.begun:
                 self._begin()
@@ -187,7 +210,11 @@ class Run(Passage):
         reader = self.reader
         if reader is None or self.done:
             return
-        data = reader.finish()
+        try:
+            data = reader.finish()
+        except Exception as error:  # blame: an answer our reading did not foresee is the server's
+            self._unread(error)
+            return
         if reader.failure is not None:
             if data and self.begun:
                 self.exchange.client.write(data)
@@ -202,7 +229,12 @@ class Run(Passage):
         if self.done:
             return
         reader = self.reader
-        if reader is not None and reader.complete:
+        try:
+            complete = reader is not None and reader.complete
+        except Exception as error:  # blame: an answer our reading did not foresee is the server's
+            self._unread(error)
+            return
+        if complete:
             self.ended()  # it had said all it had to say
             return
         deployment = self.deployment
@@ -228,10 +260,16 @@ class Run(Passage):
         self._finish()
         exchange.client.end(error_event(failure))
 
-    def _failed(self, failure: Failure) -> None:
+    def _unread(self, error: Exception) -> None:
+        """The reader of a stream tripped over it."""
+        deployment = self.deployment
+        assert deployment is not None
+        self._broke(verdict.unreadable(error, deployment, self.exchange))
+
+    def _failed(self, failure: Failure, asked: bool = True) -> None:
         """The attempt failed before anything was passed on: go elsewhere, or answer with the failure."""
         deployment = self._release()
-        self._blame(deployment, failure)
+        self._blame(deployment, failure, asked)
         exchange = self.exchange
         if failure.kind is errors.CONTEXT_LENGTH:
             standing = waits.standing_in(self, exchange.candidates.context, monotonic())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from hx_gateway.dataplane.queue import PRIORITIES
 if TYPE_CHECKING:
     from hx_gateway.dataplane.run import Run
     from hx_gateway.fleet.registry import Target
+
+_log = logging.getLogger(__name__)
 
 
 def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
@@ -24,8 +27,11 @@ def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
             continue
         if identity is not None and not identity.may_use(target.name):
             continue
-        if proxy.router.choose(proxy.ask_of(run.exchange, target), now_s) is not None:
-            return target
+        try:
+            if proxy.router.choose(proxy.ask_of(run.exchange, target), now_s) is not None:
+                return target
+        except Exception:  # blame: a plug-in's; the name it chooses for cannot stand in
+            _log.exception("no choice could be made for %r, which might stand in for request %s", name, run.exchange.id)
     return None
 
 
