@@ -21,7 +21,7 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
         shown: Whether the caller may see the endpoints' names.
     """
     target: Target = ask.target
-    names = _names(target, shown)
+    names = _names(target.whole or target, shown)
     chosen = decision.chosen
     best = next((candidate for candidate in decision.candidates if candidate.deployment is chosen), None)
     return {
@@ -29,6 +29,7 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
         "id": exchange.id,
         "model": exchange.asked,
         "target": target.name,
+        "stands_in_for": target.instead_of or None,
         "kind": target.kind,
         "policy": decision.policy,
         "request": {

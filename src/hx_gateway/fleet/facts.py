@@ -8,6 +8,15 @@ from dataclasses import dataclass, field
 CAPABILITIES = ("completion", "embedding", "vision", "tools", "thinking", "insert")
 """What a model can be known to do, or not to do, in Ollama's words."""
 
+CANNOT = {
+    "completion": "write text",
+    "vision": "take images",
+    "tools": "take tools",
+    "insert": "fill in what comes before a suffix",
+    "thinking": "think",
+}
+"""What it means to a request when a model lacks one; embedding is left out, since models that write text often embed all the same."""
+
 _LATEST = ":latest"
 
 

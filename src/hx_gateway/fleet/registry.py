@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from hx_gateway.fleet.checks import Notice
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.fleet.facts import CANNOT
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,6 +27,11 @@ class Target:
         down: Names that stand in when every deployment is down, failing or full.
         context: Names that stand in when the prompt is too long.
         excluded: Deployments that may not serve it, each with the reason in words (`fleet.checks`).
+        whole: The target that this is a view of, for requests that not all of its deployments can take; else None.
+        needs: What those requests need of a model, of `fleet.facts.CANNOT`.
+        overrun: Whether their prompts are too long for every deployment of the whole.
+        instead_of: The name it stands in for from the start; else empty.
+        lacking: What some of its deployments are known to be unable to do, of `fleet.facts.CANNOT`.
     """
 
     name: str
@@ -38,6 +44,47 @@ class Target:
     down: tuple[str, ...] = ()
     context: tuple[str, ...] = ()
     excluded: tuple[tuple[Deployment, str], ...] = ()
+    whole: Target | None = None
+    needs: frozenset[str] = frozenset()
+    overrun: bool = False
+    instead_of: str = ""
+    lacking: frozenset[str] = field(init=False)
+    _views: dict[object, Target] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lacking = frozenset(ability for deployment in self.deployments for ability in deployment.unable if ability in CANNOT)
+        object.__setattr__(self, "lacking", lacking)
+
+    def view(self, kept: tuple[Deployment, ...], needs: Iterable[str] = (), overrun: bool = False, instead_of: str = "") -> Target:
+        """The same name with only those deployments; one object for all requests of a kind, made when first needed.
+
+        Args:
+            kept: Those of the deployments that can take the requests.
+            needs: What these need of a model.
+            overrun: Whether their prompts are too long for every deployment.
+            instead_of: The name that was asked for, where this one stands in for it.
+        """
+        key = (kept, frozenset(needs), overrun, instead_of)
+        found = self._views.get(key)
+        if found is None:
+            head = b"x-hx-fallback-from: %b\r\n" % instead_of.encode("ascii", "replace") if instead_of else b""
+            found = self._views[key] = replace(
+                self, deployments=kept, head=self.head + head, whole=self, needs=key[1], overrun=overrun, instead_of=instead_of
+            )
+        return found
+
+    @property
+    def unfit(self) -> list[tuple[Deployment, str]]:
+        """Of a view: the deployments of the whole that cannot take its requests as well, each with the reason in words."""
+        if self.whole is None:
+            return []
+        return [(one, self._why_not(one)) for one in self.whole.deployments if one not in self.deployments]
+
+    def _why_not(self, deployment: Deployment) -> str:
+        lacks = [words for ability, words in CANNOT.items() if ability in self.needs and ability in deployment.unable]
+        if lacks:
+            return f"its model is known not to {' or '.join(lacks)}"
+        return f"the prompt is too long for its context of {deployment.context_length} tokens"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

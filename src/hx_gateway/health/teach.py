@@ -51,7 +51,7 @@ def _context(deployment: Deployment, about: ModelFacts) -> int:
         pinned = deployment.options.num_ctx or deployment.loaded_context or (int(told) if told.isdecimal() else 0)
         # Ollama loads no model with more context than it was trained for.
         return min(pinned, about.trained_context) if pinned and about.trained_context else pinned or about.trained_context
-    return about.context_length or about.trained_context
+    return about.context_length or about.trained_context or deployment.options.num_ctx or 0
 
 
 def _expect_load(deployment: Deployment, size: float) -> None:

@@ -14,8 +14,9 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Headers, Outgoing, StreamReader
 from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai import answers
-from hx_gateway.openai.requests import EmbeddingsFacts, Facts, decoded, rewritten, with_field, with_model
+from hx_gateway.openai.requests import ChatFacts, EmbeddingsFacts, Facts, decoded, rewritten, with_field, with_model
 from hx_gateway.openai.sse import Relay, said_error
+from hx_gateway.openai.wants import holds_images
 
 _ASK_USAGE = b'"stream_options":{"include_usage":true}'
 _base64_format = re.compile(rb'("encoding_format"[ \t\r\n]*:[ \t\r\n]*)"base64"')
@@ -33,7 +34,7 @@ class OpenAIProvider:
         facts: Facts = exchange.facts
         body = exchange.body
         model = deployment.upstream_model
-        if deployment.unable and "vision" in deployment.unable and b'"image_url"' in body and _holds_images(body):
+        if deployment.unable and "vision" in deployment.unable and isinstance(facts, ChatFacts) and holds_images(facts.messages or ()):
             raise _takes_no_images(deployment)
         if facts.model != model or not facts.plain:
             body = with_model(body, facts, model)
@@ -113,14 +114,6 @@ class OpenAIProvider:
             upstream_status=status,
             upstream_body=body if shaped else None,
         )
-
-
-def _holds_images(body: bytes) -> bool:
-    """Whether a message of the request has an image among its parts."""
-    messages = msgspec.json.decode(body).get("messages")
-    contents = [message.get("content") for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
-    parts = [part for content in contents if isinstance(content, list) for part in content]
-    return any(isinstance(part, dict) and part.get("type") == "image_url" for part in parts)
 
 
 def _takes_no_images(deployment: Any) -> Failure:

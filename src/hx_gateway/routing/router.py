@@ -96,6 +96,7 @@ class Router:
             self.choose(ask, now_s, decision)
         finally:
             self._policies[name] = kept
+        decision.candidates += [Candidate(deployment, reason) for deployment, reason in ask.target.unfit]
         return decision
 
     def choose(self, ask: Ask, now_s: float, decision: Decision | None = None) -> Deployment | None:

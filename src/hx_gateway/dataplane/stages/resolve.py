@@ -8,6 +8,7 @@ from hx_gateway.core import errors
 from hx_gateway.core.context import EMBEDDINGS, Exchange
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Stage
+from hx_gateway.dataplane.suiting import SHORT, settle
 from hx_gateway.fleet.registry import Registry
 
 
@@ -49,6 +50,8 @@ def build(gateway: Any) -> Stage | None:
                 param="model",
             )
         exchange.asked = name
+        if target.lacking or len(exchange.body) > SHORT:
+            target = settle(exchange, target, registry, gateway.proxy)
         exchange.candidates = target
 
     return resolve
