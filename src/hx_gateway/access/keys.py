@@ -66,7 +66,8 @@ def _entries(keys: KeysSettings) -> Iterable[tuple[bytes, Identity]]:
     if keys.master_key is not None:
         yield digest_of(keys.master_key.reveal()), Identity(MASTER, admin=True)
     for key in keys.api_keys:
-        identity = Identity(key.name, key.admin, None if key.models is None else frozenset(key.models), key.show_endpoints)
+        models = None if key.models is None else frozenset(key.models)
+        identity = Identity(key.name, key.admin, models, key.show_endpoints, key.limits.frozen())
         if key.key is not None:
             yield digest_of(key.key.reveal()), identity
         elif key.key_hash is not None:

@@ -6,19 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hx_gateway.config.keys import ApiKeySettings, KeyLimitSettings, KeysSettings
 from hx_gateway.config.routing import FallbackSettings, PolicySettings, QueueSettings
 from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import (
     ALGORITHMS,
     LATER,
-    ApiKeySettings,
     CorsSettings,
     Count,
     EmbeddingsSettings,
     Flag,
     GatewaySettings,
     HttpSettings,
-    KeysSettings,
     LitellmSettings,
     LoadBalancerSettings,
     MonitoringSettings,
@@ -47,6 +46,7 @@ __all__ = [
     "GatewaySettings",
     "GroupSettings",
     "HttpSettings",
+    "KeyLimitSettings",
     "KeysSettings",
     "LitellmSettings",
     "LoadBalancerSettings",

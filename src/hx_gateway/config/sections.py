@@ -120,26 +120,6 @@ class LoadBalancerSettings(Settings):
     )
 
 
-class ApiKeySettings(Settings):
-    """One key that clients may use."""
-
-    name: str = Field(min_length=1, description="Its name in logs and reports.")
-    key: Secret | None = Field(default=None, description="The key, as env:NAME or file:PATH.")
-    key_hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")] | None = Field(
-        default=None, description="Instead of the key: sha256: and its SHA-256 in hex."
-    )
-    models: Names | None = Field(default=None, description="Models, aliases and groups it may use; none means all.")
-    admin: Flag = Field(default=False, description="Whether admin routes and endpoint addresses are open to it.")
-    show_endpoints: Flag = Field(default=True, description="Whether answers to it carry x-hx-endpoint.")
-
-
-class KeysSettings(Settings):
-    """Who may call."""
-
-    master_key: Secret | None = Field(default=None, description="The admin key, as env:NAME or file:PATH.")
-    api_keys: Annotated[tuple[ApiKeySettings, ...], Strict(False)] = Field(default=(), description="Further keys.")
-
-
 class PerformanceSettings(Settings):
     """How long things may take, and how much may happen at once."""
 
@@ -149,9 +129,11 @@ class PerformanceSettings(Settings):
     connect_timeout_seconds: Seconds = Field(default=3.0, description="Seconds to connect to a model server.")
     load_timeout_seconds: Seconds = Field(default=120.0, description="Seconds to the first byte where the model must be loaded first.")
     total_timeout_seconds: SecondsOrNone = Field(default=0.0, description="Seconds a whole answer may take; 0 for no limit.")
-    max_concurrent_requests: Count = Field(default=0, description="Most requests at once over all models; 0 for no limit.")
+    max_concurrent_requests: Count = Field(default=0, description="Most requests at once over all models and workers; 0 for no limit.")
     rate_limiting_enabled: Flag = Field(default=False, description="Whether rate_limit_rps is enforced.")
-    rate_limit_rps: Annotated[float, Field(ge=0)] = Field(default=0.0, description="Requests per second over all callers; 0 for no limit.")
+    rate_limit_rps: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Requests per second over all callers and workers; 0 for no limit."
+    )
     memory_limit_gb: Annotated[Annotated[float, Field(gt=0)] | None, LATER] = Field(
         default=None, description="Memory it may use, in GB; enforced by the service unit."
     )

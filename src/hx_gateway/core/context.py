@@ -33,6 +33,31 @@ HOT_ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 
 @dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """How much one key may use; 0 is no limit.
+
+    Args:
+        requests_per_second: Steady rate of requests.
+        burst: Most requests at once after a pause; 0 is one second's worth.
+        tokens_per_minute: Steady rate of tokens of prompts and answers; as many may be used at once after a pause.
+        max_concurrent: Most requests under way.
+        day_cost: Money per day (UTC), in the operator's currency.
+        month_cost: The same per calendar month (UTC).
+        day_tokens: Tokens per day.
+        month_tokens: Tokens per month.
+    """
+
+    requests_per_second: float = 0.0
+    burst: int = 0
+    tokens_per_minute: int = 0
+    max_concurrent: int = 0
+    day_cost: float = 0.0
+    month_cost: float = 0.0
+    day_tokens: int = 0
+    month_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who is calling: the key behind a request, never the key itself.
 
@@ -41,12 +66,14 @@ class Identity:
         admin: Whether admin routes and addresses of endpoints are open to it.
         models: Names of models and groups it may use; None means all.
         show_endpoints: Whether ``x-hx-endpoint`` is sent to it.
+        limits: How much it may use; None for no limit.
     """
 
     name: str
     admin: bool = False
     models: frozenset[str] | None = None
     show_endpoints: bool = True
+    limits: KeyLimits | None = None
 
     def may_use(self, name: str) -> bool:
         """Whether the key is allowed the model or group ``name``."""
@@ -67,30 +94,37 @@ class Exchange:
         "asked",
         "attempts",
         "body",
+        "cached",
         "cached_tokens",
         "call_s",
         "candidates",
         "client",
         "completion_tokens",
         "deployment",
+        "engine_s",
         "estimated",
         "facts",
         "first_byte_s",
         "forward",
+        "hold",
         "id",
         "identity",
+        "limit_lines",
         "load_s",
         "method",
         "notes",
         "outcome",
         "owner",
         "prompt_tokens",
+        "queued_s",
         "received_s",
         "route",
         "status",
         "target",
         "task",
         "timeout_s",
+        "trail",
+        "upstream",
     )
 
     def __init__(
@@ -122,6 +156,9 @@ class Exchange:
         self.timeout_s = 0.0  # the client's own total deadline, 0.0 = none
         self.task: asyncio.Task[None] | None = None
 
+        self.hold: Any = None  # access.limiter.Hold: what is taken of limits until the end
+        self.limit_lines = b""  # header lines that tell a limited key what it has left
+
         self.owner: ExchangeOwner | None = None  # who to tell when the client goes away or reads slowly
         self.deployment: Any = None  # fleet.deployment.Deployment of the last attempt
         self.attempts = 0
@@ -134,6 +171,11 @@ class Exchange:
         self.cached_tokens = -1
         self.estimated = False  # token counts are estimates
         self.load_s = 0.0  # seconds of it that went into loading the model, where the server tells
+        self.engine_s = 0.0  # seconds the engine worked on it, where the server tells
+        self.queued_s = 0.0  # seconds it waited for a place
+        self.cached = ""  # "hit" from the response cache, "shared" with an identical request under way
+        self.trail: list[tuple[str, str, float]] | None = None  # failed attempts: endpoint, error code, milliseconds
+        self.upstream = ""  # the endpoint it was forwarded to unread
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.route.name} {self.asked!r} status={self.status} attempts={self.attempts}>"
