@@ -21,7 +21,6 @@ class Told(Protocol):
 
     reason: str
     fell_from: tuple[str, ...]
-    queued_s: float
     dropped: Sequence[str]
 
 
@@ -64,14 +63,16 @@ def success_lines(exchange: Exchange, deployment: Deployment | None, kind: bytes
         deployment.endpoint.response_head if deployment is not None and shown else b"",
         exchange.id.encode(),
     )
+    if exchange.limit_lines:
+        lines += exchange.limit_lines
     if exchange.attempts > 1:
         lines += b"x-hx-attempts: %d\r\n" % exchange.attempts
     if run.reason and shown:
         lines += b"x-hx-reason: %b\r\n" % run.reason.encode("ascii", "replace")
     if run.fell_from:
         lines += b"x-hx-fallback-from: %b\r\n" % ", ".join(run.fell_from).encode("ascii", "replace")
-    if run.queued_s:
-        lines += b"x-hx-queue-ms: %d\r\n" % round(run.queued_s * 1000)
+    if exchange.queued_s:
+        lines += b"x-hx-queue-ms: %d\r\n" % round(exchange.queued_s * 1000)
     if run.dropped:
         lines += b"x-hx-params-dropped: %b\r\n" % ", ".join(run.dropped).encode("ascii", "replace")
     return lines
@@ -79,7 +80,7 @@ def success_lines(exchange: Exchange, deployment: Deployment | None, kind: bytes
 
 def failure_lines(exchange: Exchange, failure: Failure) -> bytes:
     """Header lines of an error answer."""
-    lines = b"%bx-request-id: %b\r\n" % (JSON, request_id(exchange))
+    lines = b"%bx-request-id: %b\r\n%b" % (JSON, request_id(exchange), exchange.limit_lines)
     wait_s = failure.retry_after_s
     if wait_s is not None:
         lines += b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (math.ceil(wait_s), math.ceil(wait_s * 1000))

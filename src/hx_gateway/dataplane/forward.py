@@ -44,6 +44,7 @@ class Forward:
         self.endpoint.in_flight += 1
         self.proxy.in_flight += 1
         exchange.attempts = 1
+        exchange.upstream = self.endpoint.name
         outgoing = Outgoing(path, exchange.body, True, exchange.method, headers, b"")
         self.endpoint.pool.send(outgoing, self, inf)
 
@@ -73,7 +74,7 @@ class Forward:
             if name == b"connection":
                 dropped.update(token.strip().lower() for token in value.split(b","))
         lines = b"".join(b"%b: %b\r\n" % header for header in headers if header[0] not in dropped)
-        return lines + b"x-request-id: %b\r\n" % request_id(self.exchange)
+        return b"%bx-request-id: %b\r\n%b" % (lines, request_id(self.exchange), self.exchange.limit_lines)
 
     def received(self, data: bytes) -> None:
         self.exchange.client.write(data)

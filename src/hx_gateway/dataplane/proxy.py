@@ -142,7 +142,7 @@ class Proxy:
         exchange.status = response.status
         exchange.outcome = response.outcome
         self.finished(exchange)
-        lines = response.headers + b"x-request-id: %b\r\n" % request_id(exchange)
+        lines = b"%bx-request-id: %b\r\n%b" % (response.headers, request_id(exchange), exchange.limit_lines)
         exchange.client.respond(exchange, response.status, lines, response.body)
 
     def refuse(self, exchange: Exchange, failure: Failure) -> None:
