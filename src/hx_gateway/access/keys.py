@@ -67,7 +67,7 @@ def _entries(keys: KeysSettings) -> Iterable[tuple[bytes, Identity]]:
         yield digest_of(keys.master_key.reveal()), Identity(MASTER, admin=True)
     for key in keys.api_keys:
         models = None if key.models is None else frozenset(key.models)
-        identity = Identity(key.name, key.admin, models, key.show_endpoints, key.limits.frozen())
+        identity = Identity(key.name, key.admin, models, key.show_endpoints, key.limits.frozen() if key.limits else None)
         if key.key is not None:
             yield digest_of(key.key.reveal()), identity
         elif key.key_hash is not None:

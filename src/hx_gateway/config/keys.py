@@ -49,7 +49,7 @@ class ApiKeySettings(Settings):
     models: Names | None = Field(default=None, description="Models, aliases and groups it may use; none means all.")
     admin: Flag = Field(default=False, description="Whether admin routes and endpoint addresses are open to it.")
     show_endpoints: Flag = Field(default=True, description="Whether answers to it carry x-hx-endpoint.")
-    limits: KeyLimitSettings = Field(default=KeyLimitSettings(), description="How much it may use; see how to limit keys.")
+    limits: KeyLimitSettings | None = Field(default=None, description="How much it may use; none means no limit.")
 
 
 class KeysSettings(Settings):
