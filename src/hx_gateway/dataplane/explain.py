@@ -8,7 +8,7 @@ from hx_gateway.core.context import Exchange
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.registry import Target
 from hx_gateway.routing.ask import Ask
-from hx_gateway.routing.router import Candidate, Decision
+from hx_gateway.routing.router import Candidate, Decision, summed
 
 
 def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[str, Any]:
@@ -41,6 +41,7 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
         "choice": {"model": chosen.model, "endpoint": names[chosen]} if chosen is not None else None,
         "rule": decision.rule,
         "sentence": _sentence(decision, best, names),
+        "weights": dict(decision.weights),
         "candidates": [_candidate(candidate, candidate.deployment is chosen, names) for candidate in decision.candidates],
         "excluded": [
             {"model": deployment.model, "endpoint": deployment.endpoint.name if shown else "hidden", "reason": reason}
@@ -75,18 +76,15 @@ def _candidate(candidate: Candidate, chosen: bool, names: dict[Deployment, str])
     }
 
 
-def _summed(candidate: Candidate) -> str:
-    parts = [f"{name} {seconds:.2f} s" for name, seconds in candidate.terms.items() if seconds >= 0.005]
-    return " + ".join(parts) or "nothing to wait for"
-
-
 def _sentence(decision: Decision, best: Candidate | None, names: dict[Deployment, str]) -> str:
     if best is None:
         return f"no deployment can take the request: {decision.rule}"
     where = f"{best.deployment.model} on {names[best.deployment]}"
     if not best.terms:
         return f"{where}: {decision.rule}"
-    return f"{where}: {_summed(best)}, the least of {sum(1 for candidate in decision.candidates if not candidate.removed)}"
+    sum_of = summed(best.terms, decision.weights)
+    said = f"{best.total:.2f} s = {sum_of}" if sum_of else "nothing to wait for"
+    return f"{where}: {said}, the least of {sum(1 for candidate in decision.candidates if not candidate.removed)}"
 
 
 def _changes(decision: Decision, best: Candidate | None, names: dict[Deployment, str]) -> list[str]:
@@ -98,8 +96,10 @@ def _changes(decision: Decision, best: Candidate | None, names: dict[Deployment,
             changes.append(f"{where} could be chosen if not: {candidate.removed}")
         elif best is not None and candidate is not best and candidate.terms:
             behind = candidate.total - best.total
-            worst = max(candidate.terms, key=lambda name: candidate.terms[name] - best.terms.get(name, 0.0))
-            more = candidate.terms[worst] - best.terms.get(worst, 0.0)
+            counts = decision.weights
+            mores = {name: (value - best.terms.get(name, 0.0)) * counts.get(name, 1.0) for name, value in candidate.terms.items()}
+            worst = max(mores, key=lambda name: mores[name])
+            more = mores[worst]
             if behind <= 0.0 or more <= 0.0:
                 changes.append(f"{where} is as good; near ties are drawn at random")
             else:

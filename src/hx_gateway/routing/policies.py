@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import random as chance
 from typing import Any
 
 from hx_gateway.core.plugins import find
+from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.pickers import BUILT_IN as PICKERS
 from hx_gateway.routing.pickers import Picker
 from hx_gateway.routing.terms import BUILT_IN as TERMS
-from hx_gateway.routing.terms import Term
+from hx_gateway.routing.terms import EXCHANGED, Term
 
 BAND_S = 0.005  # candidates this close to the best are as good: chosen among at random, so that stale knowledge draws no herd
 BAND_SHARE = 0.02
@@ -27,12 +29,24 @@ class Policy:
             terms the picker alone decides.
         picker: Picks by its own rule; None takes the least total.
         affine: Whether what is cached where matters, so that prompts must be looked into.
+        weights: How often the seconds of a term count, where that is not once.
     """
 
     name: str
     terms: tuple[tuple[str, Term, float], ...] = ()
     picker: Picker | None = None
     affine: bool = False
+    weights: Mapping[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = {name: weight for name, _, weight in self.terms if weight != 1.0 and name not in EXCHANGED}
+        object.__setattr__(self, "weights", weights)
+
+    def seconds(self, ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> dict[str, float]:
+        """The seconds of each term; times the `weights` they add up to the total that is compared."""
+        return {
+            name: term(ask, deployment, cached_tokens, now_s) * (weight if name in EXCHANGED else 1.0) for name, term, weight in self.terms
+        }
 
     def best(self, totals: Sequence[float], random: Callable[[], float] = chance) -> int:
         """The position of the least total; near ties at random."""

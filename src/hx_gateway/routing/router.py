@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -28,7 +28,7 @@ class Candidate:
         deployment: The deployment.
         removed: Why it could not be chosen; empty if it could.
         terms: Seconds by term; empty where the policy counts none.
-        total: Their weighted sum.
+        total: Their sum, each as often as the decision's ``weights`` say.
         cached_tokens: Tokens of the prompt believed to be cached there.
     """
 
@@ -48,12 +48,24 @@ class Decision:
         chosen: The deployment; None when none can take the request.
         candidates: All deployments of the target.
         rule: What decided, in a few words.
+        weights: How often the seconds of a term count, where that is not once.
     """
 
     policy: str
     chosen: Deployment | None = None
     candidates: list[Candidate] = field(default_factory=list)
     rule: str = ""
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+def summed(seconds: Mapping[str, float], weights: Mapping[str, float]) -> str:
+    """A sum of terms in words, as ``wait 0.10 + prefill 0.40 x2``; terms too small to show are left out, no term is empty text."""
+    parts = [
+        f"{name} {value:.2f}" + (f" x{weights[name]:g}" if name in weights else "")
+        for name, value in seconds.items()
+        if abs(value) >= 0.005
+    ]
+    return " + ".join(parts)
 
 
 class Router:
@@ -191,8 +203,9 @@ class Router:
         ask.believed_tokens = cached[position]
         if decision is not None:
             for deployment, tokens, total in zip(usable, cached, totals, strict=True):
-                seconds = {name: weight * term(ask, deployment, tokens, now_s) for name, term, weight in terms}
+                seconds = policy.seconds(ask, deployment, tokens, now_s)
                 decision.candidates.append(Candidate(deployment, "", seconds, total, tokens))
+            decision.weights = policy.weights
             _decided(decision, chosen, "the least total")
         return chosen
 
@@ -248,12 +261,8 @@ class Router:
         if policy.picker is not None:
             return ""
         tokens = self._believed(ask, deployment) if policy.affine else 0.0
-        parts = []
-        for name, term, weight in policy.terms:
-            seconds = weight * term(ask, deployment, tokens, now_s)
-            if seconds >= 0.005:
-                parts.append(f"{name} {seconds:.2f}")
-        return f"{' + '.join(parts) or '0.00'} s" + (f", {tokens:.0f} tokens cached" if tokens >= 1.0 else "")
+        seconds = policy.seconds(ask, deployment, tokens, now_s)
+        return f"{summed(seconds, policy.weights) or '0.00'} s" + (f", {tokens:.0f} tokens cached" if tokens >= 1.0 else "")
 
     def sent(self, ask: Ask, deployment: Deployment, now_s: float) -> float:
         """A request goes to a deployment; returns the seconds of reading it adds to what waits there.

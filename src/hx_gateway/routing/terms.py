@@ -17,6 +17,8 @@ BUILT_IN = {
     "busy": "hx_gateway.routing.terms:busy",
     "first_byte": "hx_gateway.routing.terms:first_byte",
 }
+EXCHANGED = ("price", "busy")
+"""Terms that are no seconds: their weight says how many seconds one of them is worth."""
 _RETRY_S = 2.0  # what a failed call costs the client: noticing it and asking again
 
 
