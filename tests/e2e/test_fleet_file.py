@@ -12,23 +12,10 @@ from typing import Any
 
 import pytest
 from tests.support.background import scripted
+from tests.support.contract import NAMES, OWNERS_FILE
 from tests.support.gateway import GatewayProcess, free_port
 
 from hx_gateway.testing.backend import Backend
-
-FLEET = """\
-service: {name: unified-api-gateway, port: 8000, host: "0.0.0.0", workers: 4}
-gateway: {default_model: mixtral-8x7b, model_routing_enabled: true, intelligent_routing: true, cost_optimization_enabled: true}
-load_balancer: {algorithm: round_robin, health_check_interval: 30, circuit_breaker_threshold: 5, circuit_breaker_timeout: 60}
-models:
-  mixtral-8x7b: {endpoint: "http://llm-09:11400", weight: 1.0, max_concurrent: 10, cost_per_request: 0.1}
-  hermes-2:     {endpoint: "http://llm-09:11401", weight: 0.8, max_concurrent: 20, cost_per_request: 0.05}
-  openchat-3.5: {endpoint: "http://llm-09:11402", weight: 0.6, max_concurrent: 50, cost_per_request: 0.02}
-  phi-3-mini:   {endpoint: "http://llm-09:11403", weight: 0.4, max_concurrent: 100, cost_per_request: 0.01}
-performance: {request_timeout_seconds: 30, max_concurrent_requests: 100, rate_limiting_enabled: true, rate_limit_rps: 50, memory_limit_gb: 2, cpu_cores: 4}
-monitoring: {prometheus_port: 9090, health_check_endpoint: /health, metrics_endpoint: /metrics, log_level: INFO}
-"""
-NAMES = ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
 
 
 def variable(name: str) -> str:
@@ -52,7 +39,7 @@ def overrides(servers: dict[str, Backend]) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def gateway(overrides: dict[str, str]) -> Iterator[GatewayProcess]:
     """The gateway with that file, in one process."""
-    with GatewayProcess(FLEET, environment={**overrides, "API_GATEWAY_WORKERS": "1"}) as started:
+    with GatewayProcess(OWNERS_FILE, environment={**overrides, "API_GATEWAY_WORKERS": "1"}) as started:
         yield started
 
 
@@ -132,7 +119,7 @@ def test_metrics_tell_of_the_gateway(gateway: GatewayProcess) -> None:
 def test_a_model_in_two_places_takes_turns(servers: dict[str, Backend], overrides: dict[str, str]) -> None:
     with scripted("openai", models=["phi-3-mini"]) as second:
         first = servers["phi-3-mini"]
-        config = FLEET.replace('{endpoint: "http://llm-09:11403"', f'{{endpoints: ["{first.url}", "{second.url}"]')
+        config = OWNERS_FILE.replace('{endpoint: "http://llm-09:11403"', f'{{endpoints: ["{first.url}", "{second.url}"]')
         environment = {name: value for name, value in overrides.items() if name != variable("phi-3-mini")}
         environment |= {"API_GATEWAY_WORKERS": "1", "INTELLIGENT_ROUTING": "false", "PROMETHEUS_PORT": str(free_port())}
         with GatewayProcess(config, environment=environment) as gateway:
@@ -163,6 +150,6 @@ def test_more_than_fifty_requests_a_second_are_refused_with_a_time_to_come_back(
 
 def test_four_processes_as_the_file_says(overrides: dict[str, str]) -> None:
     environment = {**overrides, "PROMETHEUS_PORT": str(free_port()), "RATE_LIMITING_ENABLED": "false"}
-    with GatewayProcess(FLEET, environment=environment) as gateway:
+    with GatewayProcess(OWNERS_FILE, environment=environment) as gateway:
         for name in NAMES * 3:
             assert chat(gateway, model=name)["model"] == name

@@ -10,25 +10,11 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import pytest
 from tests.faults.asking import chat, opened
-from tests.faults.conftest import status_of, wait_until
+from tests.faults.conftest import CONFIG, status_of, wait_until
 from tests.faults.processes import ServerProcess
 from tests.integration.protocol.wire import Client, ask, events, request, texts
 from tests.support.background import scripted
 from tests.support.gateway import GatewayProcess
-
-CONFIG = """
-endpoints:
-  one: {{url: "{one}", provider: openai}}
-  two: {{url: "{two}", provider: openai}}
-models:
-  solo: {{endpoint: one, upstream_model: "tiny:1b"}}
-  first: {{endpoint: one, upstream_model: "tiny:1b", weight: 1000000}}
-  second: {{endpoint: two, upstream_model: "tiny:1b", weight: 0.0001}}
-groups:
-  pair: {{models: [first, second], policy: weighted}}
-load_balancer: {{health_check_interval: 3600}}
-performance: {{request_timeout_seconds: 1.2, connect_timeout_seconds: 1}}
-"""
 
 
 @contextmanager
@@ -37,7 +23,7 @@ def stage(*options: str) -> Iterator[tuple[GatewayProcess, ServerProcess]]:
     with (
         ServerProcess(*options) as one,
         scripted("openai", models=("tiny:1b",)) as two,
-        GatewayProcess(CONFIG.format(one=one.url, two=two.url)) as gateway,
+        GatewayProcess(CONFIG.format(one=one.url, two=two.url, threshold=5, rest_s=60, wait_s=1.2)) as gateway,
     ):
         yield gateway, one
         wait_until(lambda: not any(deployment["in_flight"] for deployment in status_of(gateway).values()))
@@ -165,7 +151,7 @@ def test_a_server_that_never_reads() -> None:
     big = "x" * 16_000_000
     with Deaf() as deaf, scripted("openai", models=("tiny:1b",)) as two:
         url = f"http://127.0.0.1:{deaf.listener.getsockname()[1]}"
-        with GatewayProcess(CONFIG.format(one=url, two=two.url)) as gateway:
+        with GatewayProcess(CONFIG.format(one=url, two=two.url, threshold=5, rest_s=60, wait_s=1.2)) as gateway:
             with Client(gateway.port) as client:
                 client.send(request(ask(big, model="solo")))
                 under_way(gateway, "solo")

@@ -16,7 +16,7 @@ from hx_gateway.core.interfaces import Outgoing
 from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai.answers import fitted
 from hx_gateway.providers.ollama_request import engine_options, keep_alive
-from hx_gateway.providers.ollama_values import Body, decoded, flag, integer, invalid, unsupported_by_ollama
+from hx_gateway.providers.ollama_values import Body, decoded, flag, integer, invalid, strings, unsupported_by_ollama
 
 _MAX_INPUTS = 2048
 
@@ -45,20 +45,7 @@ def inputs(body: Body) -> list[str]:
     given = body.get("input")
     if given is None:
         given = body.get("prompt")  # what clients of Ollama's old route send
-    if isinstance(given, str):
-        given = [given]
-    if not isinstance(given, list) or not given:
-        raise invalid("input", "must be a string or a list of strings, and not empty")
-    if len(given) > _MAX_INPUTS:
-        raise invalid("input", f"must be at most {_MAX_INPUTS} texts; send them in several requests")
-    for index, item in enumerate(given):
-        if isinstance(item, int | list):
-            raise unsupported_by_ollama("input", "Ollama embeds text, not token ids; send the input as strings")
-        if not isinstance(item, str):
-            raise invalid(f"input[{index}]", "must be a string")
-        if not item:
-            raise invalid(f"input[{index}]", "must not be empty")
-    return given
+    return strings(given, "input", _MAX_INPUTS)
 
 
 def _encoding(body: Body) -> str:

@@ -17,6 +17,7 @@ from hx_gateway.providers.ollama_values import (
     integer,
     invalid,
     options,
+    strings,
     think,
     unsupported_by_ollama,
 )
@@ -211,21 +212,8 @@ def prompts(body: Body) -> list[str]:
     Raises:
         Failure: None is given, one is empty, or they are token ids (400).
     """
-    given = body.get("prompt")
-    if isinstance(given, str):
-        given = [given]
-    if not isinstance(given, list) or not given:
-        raise invalid("prompt", "must be a string or a list of strings")
-    if len(given) > _MAX_PROMPTS:
-        raise invalid("prompt", f"must be at most {_MAX_PROMPTS} prompts; send them in several requests")
-    for item in given:
-        if isinstance(item, int | list):
-            raise unsupported_by_ollama("prompt", "Ollama takes text, not token ids; send the prompt as a string")
-        if not isinstance(item, str):
-            raise invalid("prompt", "must be a string or a list of strings")
-        if not item:
-            raise invalid("prompt", "must not be empty; Ollama takes an empty prompt as an order to load the model")
-    return given
+    # An empty one would be an order to load the model.
+    return strings(body.get("prompt"), "prompt", _MAX_PROMPTS)
 
 
 def completions(body: Body, deployment: Any, stream: bool, base: str) -> list[Outgoing]:

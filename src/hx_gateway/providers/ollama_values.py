@@ -65,6 +65,27 @@ def decoded(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def strings(given: Any, param: str, most: int) -> list[str]:
+    """One text, or a list of at most ``most``, as a list.
+
+    Raises:
+        Failure: There is none, one is empty, or they are token ids (400).
+    """
+    alone = isinstance(given, str)
+    if alone:
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise invalid(param, "must be a string or a list of strings, and not empty")
+    if len(given) > most:
+        raise invalid(param, f"must be at most {most} texts; send them in several requests")
+    for index, item in enumerate(given):
+        if isinstance(item, int | list):
+            raise unsupported_by_ollama(param, "Ollama takes text, not token ids; send it as strings")
+        if not item or not isinstance(item, str):
+            raise invalid(param if alone else f"{param}[{index}]", "must be a string, and not empty")
+    return given
+
+
 def number(body: Body, name: str, low: float, high: float, where: str = "") -> float | int | None:
     """The number in field ``name``, or None when it is absent or null."""
     value = body.get(name)

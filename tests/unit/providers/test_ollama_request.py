@@ -276,7 +276,7 @@ def test_several_prompts_and_choices_are_several_calls():
     ],
 )  # fmt: skip
 def test_prompts_that_ollama_cannot_take(fields):
-    assert refused({"model": "m", **fields}, COMPLETIONS).param == "prompt"
+    assert (refused({"model": "m", **fields}, COMPLETIONS).param or "").partition("[")[0] == "prompt"
 
 
 def test_prompts_times_choices_are_bounded():
