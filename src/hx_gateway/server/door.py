@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from hx_gateway.core import errors
 from hx_gateway.core.context import HOT_ROUTES, Exchange
 from hx_gateway.core.errors import ErrorKind, error_body
-from hx_gateway.core.heads import NEVER, around_length
+from hx_gateway.core.headers import KEEP, NOTE
+from hx_gateway.core.heads import Pattern, learn, worthwhile
 from hx_gateway.server.cold import Cold
 from hx_gateway.server.reader import CONTINUE, Reader, Request
 
@@ -37,8 +38,8 @@ class Door(Reader):
     """
 
     __slots__ = (
-        "app_state", "chunked", "closing", "cold", "config", "exchange", "keep_alive", "lingering", "memo", "memo_after", "memo_before",
-        "paused", "reading_paused", "state", "waiting",
+        "app_state", "chunked", "closing", "cold", "config", "exchange", "keep_alive", "latest", "lingering", "memo", "misses", "pattern",
+        "paused", "reading_paused", "slots", "state", "waiting",
     )  # fmt: skip
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None, *, hall: Hall) -> None:
@@ -49,8 +50,11 @@ class Door(Reader):
         self.waiting: deque[Request] = deque()
         self.exchange: Exchange | None = None  # the hot request being answered
         self.cold: Cold | None = None  # or the other one
-        self.memo: Request | None = None  # the last hot request, its body aside
-        self.memo_before = self.memo_after = NEVER  # its head, around the digits of the content length
+        self.latest: Request | None = None  # the last one parsed, where it was hot and may be remembered
+        self.memo: Request | None = None  # the one that is, its body aside
+        self.pattern: Pattern | None = None  # of its head, where that came whole
+        self.misses = 0
+        self.slots: list[tuple[bytes, int]] = []  # where the free values go: a note of that name, or that piece of `forward`
         self.keep_alive = True
         self.chunked = False
         self.closing = False
@@ -88,28 +92,54 @@ class Door(Reader):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
+        pattern = self.pattern
         fresh = self.receiving is None and self.exchange is None and self.cold is None and not self.waiting and not self.paused
-        if fresh and self.memo is not None and data.startswith(self.memo_before):
-            # A client that keeps its connection sends the same head again, but for the length: what was parsed and
-            # found good once need not be parsed again. Any other head, and any body not whole, takes the parser.
-            first = len(self.memo_before)
-            last = data.find(b"\r", first, first + 11)
-            if data.startswith(self.memo_after, last):
-                digits = data[first:last]
-                start = last + len(self.memo_after)
-                if digits.isdigit() and int(digits) == len(data) - start <= self.hall.max_body:
-                    self._hot(self.memo, data[start:])
-                    return
-        if self.parse(data) and fresh and self.memo is not None and self.receiving is None:
-            self._remember(data)
+        if fresh and pattern is not None:
+            # A client that keeps its connection sends nearly the same head again: what was parsed and found good once need
+            # not be parsed again. Any other head, and any body not whole, takes the parser.
+            body = pattern.match(data)
+            if body is not None and len(body) <= self.hall.max_body and len(data) - len(body) <= self.hall.max_head:
+                memo: Any = self.memo
+                notes, forward = memo.notes, memo.forward
+                if pattern.free:
+                    notes, forward = notes.copy(), forward.copy()
+                    for (name, at), value in zip(self.slots, pattern.values, strict=True):
+                        if at:
+                            forward[at] = value
+                        elif name:
+                            notes[name] = value
+                if self.misses:
+                    self.misses -= 1
+                self._hot(memo, notes, forward, body)
+                return
+        self.latest = None
+        if self.parse(data) and fresh and self.latest is not None and self.receiving is None:
+            self.misses += 1
+            if worthwhile(self.misses):
+                self._remember(self.latest, data)
 
-    def _remember(self, data: bytes) -> None:
-        """Keep the head of a hot request that came in one piece, split around the digits of its length."""
-        halves = around_length(data)
-        if halves is not None:
-            self.memo_before, self.memo_after = halves
-        else:
-            self.memo = None
+    def _remember(self, latest: Request, data: bytes) -> None:
+        """Keep the head of a hot request that came in one piece, with room for what may differ."""
+        pattern = learn(data, latest.headers, self.pattern)
+        if pattern is None:
+            return
+        self.pattern, self.memo, self.slots = pattern, latest, []
+        if not pattern.free:
+            return
+        forward = [b""]
+        for number, (name, value) in enumerate(latest.headers):
+            action, lower = self.hall.learn(name)
+            free = number in pattern.free
+            if action == KEEP:
+                forward[-1] += lower
+                if free:
+                    self.slots.append((b"", len(forward)))
+                    forward += (value, b"\r\n")
+                else:
+                    forward[-1] += value + b"\r\n"
+            elif free:
+                self.slots.append((lower if action == NOTE else b"", 0))
+        latest.forward = forward
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -169,7 +199,6 @@ class Door(Reader):
         self.deadline_s = inf
         route = HOT.get(request.target) if request.method == b"POST" else None
         if route is None:
-            self.memo = None
             self.cold = Cold(self, request, self._cold_done)
             return
         self.chunked = not request.http10
@@ -178,18 +207,15 @@ class Door(Reader):
         request.pieces = []
         request.forward = [b"".join(request.forward)]
         request.route = route
-        plain = request.keep_alive and request.length > 0 and not self.expect
-        self.memo = request if plain else None
-        self.memo_before = self.memo_after = NEVER
-        self._hot(request, body)
+        if request.keep_alive and request.length > 0 and not self.expect and not request.dropped:
+            self.latest = request
+        self._hot(request, request.notes, request.forward, body)
 
-    def _hot(self, request: Request, body: bytes) -> None:
+    def _hot(self, request: Request, notes: dict[bytes, bytes], forward: list[bytes], body: bytes) -> None:
         """Hand a hot request to the data plane."""
         self.deadline_s = inf
         hall = self.hall
-        self.exchange = exchange = Exchange(
-            hall.ids(), request.route, b"POST", request.target, request.notes, request.forward, body, self, monotonic()
-        )
+        self.exchange = exchange = Exchange(hall.ids(), request.route, b"POST", request.target, notes, forward, body, self, monotonic())
         hall.dispatch(exchange)
 
     def _cold_done(self) -> None:

@@ -26,6 +26,7 @@ class Request:
 
     __slots__ = (
         "chunked",
+        "dropped",
         "forward",
         "headers",
         "hosts",
@@ -55,6 +56,7 @@ class Request:
         self.chunked = False
         self.http10 = False
         self.keep_alive = True
+        self.dropped = False  # headers of it that its Connection named
 
 
 class Refused(Exception):
@@ -216,6 +218,7 @@ class Reader(asyncio.Protocol):
             receiving.keep_alive = False
         named = receiving.notes.pop(b"connection", None)
         if named is not None:
+            receiving.dropped = True
             self._without(receiving, {token.strip() for token in named.split(b",")})
         length = receiving.length
         if length > hall.max_body:

@@ -11,7 +11,7 @@ import httptools
 
 from hx_gateway.core import errors
 from hx_gateway.core.errors import ErrorKind
-from hx_gateway.core.heads import NEVER, around_length
+from hx_gateway.core.heads import Pattern, learn, worthwhile
 from hx_gateway.core.interfaces import CallHandler, Headers, Outgoing
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "between_s", "body_size", "complete", "deadline_s", "delimited", "dirty", "handler", "headers", "ignoring",
-        "memo_after", "memo_before", "memo_headers", "memo_status", "outgoing", "parser", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
+        "memo_headers", "memo_status", "misses", "outgoing", "parser", "pattern", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -58,7 +58,8 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self.rests = False
         self.read_s = 0.0
-        self.memo_before = self.memo_after = NEVER  # the head of the last whole answer, around the digits of its length
+        self.pattern: Pattern | None = None  # of the head of a whole answer
+        self.misses = 0
         self.memo_headers: Headers = []
         self.memo_status = 0
         self.parser = httptools.HttpResponseParser(self)
@@ -172,21 +173,25 @@ class Connection(asyncio.Protocol):
         fresh = False
         if self.phase is WAITING:
             if not self.body_size and not self.stream:
-                # A server sends the same head again, but for the length (and the date, once a second): what was parsed
-                # and found good once need not be parsed again. Any other head, any body not whole, takes the parser.
+                # A server sends nearly the same head again: what was parsed and found good once need not be parsed again.
+                # Any other head, and any body not whole, takes the parser.
                 fresh = True
-                if data.startswith(self.memo_before):
-                    first = len(self.memo_before)
-                    last = data.find(b"\r", first, first + 11)
-                    if data.startswith(self.memo_after, last):
-                        digits = data[first:last]
-                        start = last + len(self.memo_after)
-                        if digits.isdigit() and int(digits) == len(data) - start <= self.pool.max_body:
-                            self.pieces = [data[start:]]
-                            self.status = self.memo_status
-                            self.headers = self.memo_headers
-                            self._finish()
-                            return
+                pattern = self.pattern
+                if pattern is not None:
+                    body = pattern.match(data)
+                    if body is not None and len(body) <= self.pool.max_body:
+                        headers = self.memo_headers
+                        if pattern.free:
+                            headers = headers.copy()
+                            for number, value in zip(pattern.free, pattern.values, strict=True):
+                                headers[number] = (headers[number][0], value)
+                        if self.misses:
+                            self.misses -= 1
+                        self.headers = headers
+                        self.status = self.memo_status
+                        self.pieces = [body]
+                        self._finish()
+                        return
             self.reused = False  # an answer has begun: a loss from here on is the server's failure
             self.body_size += len(data)
             if self.body_size > MAX_HEAD:
@@ -216,7 +221,7 @@ class Connection(asyncio.Protocol):
                 if self.handler is None:
                     return
         if self.complete:
-            if fresh and not self.dirty:
+            if fresh and not self.dirty and self.status == 200:  # some others have no body, whatever their head says
                 self._remember(data)
             self._finish()
         elif not self.paused:
@@ -232,10 +237,11 @@ class Connection(asyncio.Protocol):
                 self.read_s = now_s
 
     def _remember(self, data: bytes) -> None:
-        """Keep the head of an answer that came in one piece, split around the digits of its length."""
-        halves = around_length(data)
-        if halves is not None:
-            self.memo_before, self.memo_after = halves
+        """Keep the head of an answer that came in one piece, with room for what may differ."""
+        self.misses += 1
+        pattern = learn(data, self.headers, self.pattern) if worthwhile(self.misses) else None
+        if pattern is not None:
+            self.pattern = pattern
             self.memo_headers = self.headers
             self.memo_status = self.status
 

@@ -136,15 +136,39 @@ def test_what_is_remembered_of_heads_changes_nothing(made: list[Any], data: st.D
         door_module.Cold = original  # type: ignore[misc]
 
 
+_values = st.sampled_from(["1", "22", "a b", "0" * 40, " a", "b ", "\xe9", "", "keep-alive", "keep-alive, x-a"])
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(["x-a", "traceparent", "x-request-id", "cookie", "authorization", "proxy-connection", "connection"]), min_size=1, max_size=4, unique=True),
+    st.data(),
+)  # fmt: skip
+def test_values_that_differ_arrive_as_they_came(names: list[str], data: st.DataObject) -> None:
+    """Heads of one shape, whose values differ from request to request: the short way is taken, and the data plane sees the same."""
+    sent = [
+        written(("/v1/embeddings", [(name, data.draw(_values)) for name in names], data.draw(_bodies), "content-length", "HTTP/1.1"))
+        for _ in range(data.draw(st.integers(3, 8)))
+    ]
+    stream = b"".join(sent)
+
+    async def compare() -> None:
+        whole = await play(sent)
+        assert whole == await play([stream[at : at + 1] for at in range(len(stream))])
+        assert whole == await play([stream])
+
+    asyncio.run(compare())
+
+
 def test_mutated_requests_mean_the_same_however_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Good heads first, so that one is remembered, then bad ones that look like it."""
     monkeypatch.setattr(door_module, "Cold", FakeCold)
 
     async def compare(seed: int) -> None:
         dice = random.Random(seed)
-        good = request(PING, "x-case: 1")
+        good, again = request(PING, "x-case: 1"), request(PING[:-1] + b" }", "x-case: 2")
         bad = mutant(seed, dice) if seed % 2 else bytes(good[:-1]) + mutant(seed, dice)
-        sent = [good, good, request(PING[:-1] + b" }", "x-case: 1"), bad, good]
+        sent = [good, good, again, request(PING, "x-case: 3"), bad, good]
         stream = b"".join(sent)
         one_by_one = await play([stream[at : at + 1] for at in range(len(stream))])
         cut = sorted(dice.randrange(len(stream)) for _ in range(6))
@@ -159,22 +183,45 @@ def test_mutated_requests_mean_the_same_however_they_are_cut(monkeypatch: pytest
     asyncio.run(all_of_them())
 
 
-async def test_the_short_way_is_taken() -> None:
+async def test_the_short_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests above would prove nothing of it."""
     hall = LoggingHall()
     door, _ = opened(hall)
+    for number in "12":
+        door.data_received(request(PING, f"x-a: {number}", f"x-request-id: id-{number}", "cookie: x"))
+    monkeypatch.setattr(Door, "parse", None)
+    door.data_received(request(PING + b"  ", "x-a: 3", "x-request-id: id-3", "cookie: x"))
+    door.data_received(request(PING, "x-a: 4", "x-request-id: id-3", "cookie: x"))
+    assert [entry[4] for entry in hall.log] == [PING, PING, PING + b"  ", PING]
+    assert [dict(entry[2])[b"x-request-id"] for entry in hall.log] == [b"id-1", b"id-2", b"id-3", b"id-3"]
+    assert [entry[3][-8:] for entry in hall.log] == [b"x-a: %d\r\n" % number for number in (1, 2, 3, 4)]
+
+
+async def test_a_head_is_remembered_over_requests_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door_module, "Cold", FakeCold)
+    hall = LoggingHall()
+    door, _ = opened(hall)
     door.data_received(request())
-    assert door.memo is not None
+    door.data_received(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n\r\n")
+    await settled(door)
+    monkeypatch.setattr(Door, "parse", None)
+    door.data_received(request(b"{}"))
+    assert [entry[-1] for entry in hall.log] == [PING, b"", b"{}"]
 
-    def never(data: bytes) -> bool:
-        raise AssertionError("parsed")
 
-    parse, Door.parse = Door.parse, never  # type: ignore[method-assign,assignment]
-    try:
-        door.data_received(request(PING + b"  "))
-    finally:
-        Door.parse = parse  # type: ignore[method-assign]
-    assert [entry[4] for entry in hall.log] == [PING, PING + b"  "]
+async def test_a_remembered_head_does_not_lift_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall = LoggingHall(max_head=600, max_body=100)
+    for last, answer in (
+        (request(b"x" * 101, "x-a: 3"), b"413"),
+        (request(b"{}", "x-a: " + "3" * 600), b"431"),
+        (request(b"{}", "x-a: 3"), b"200"),
+    ):
+        door, transport = opened(hall)
+        door.data_received(request(b"{}", "x-a: 1"))
+        door.data_received(request(b"{}", "x-a: 2"))
+        transport.written = b""
+        door.data_received(last)
+        assert transport.written[9:12] == answer
 
 
 async def test_pipelined_requests_wait_their_turn_and_the_client_is_not_read_meanwhile() -> None:

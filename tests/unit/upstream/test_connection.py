@@ -96,7 +96,23 @@ INTERIM = head(status="100 Continue") + head("link: <x>", status="103 Early Hint
 EMPTY = head(status="204 No Content")
 ERROR = head("content-length: 2", "retry-after: 1", status="503 Service Unavailable") + b"no"
 
-ANSWERS = st.sampled_from([WHOLE, WHOLE, OTHER, CHUNKS, INTERIM + WHOLE, EMPTY, ERROR, head("Content-Length: 0")])
+MARKED = [
+    head("date: Sat, 21 Nov 2026", f"X-Request-Id: {mark}", "content-length: 5", f"content-type: {kind}") + b"hello"
+    for mark, kind in (
+        ("1", "a/b"),
+        ("2", "a/b"),
+        ("33", "text/plain; charset=utf-8"),
+        ("4 4", "a/b"),
+        (" 5", "a/b"),
+        ("", "a/b"),
+        ("\xe9", "a/b"),
+    )
+]
+UNCHANGED = head("content-length: 0", status="304 Not Modified")
+
+ANSWERS = st.sampled_from(
+    [*MARKED, *MARKED[:4], WHOLE, WHOLE, OTHER, CHUNKS, UNCHANGED, INTERIM + WHOLE, EMPTY, ERROR, head("Content-Length: 0")]
+)
 
 
 def settle(pool: LonelyPool) -> None:
@@ -144,6 +160,27 @@ def test_the_short_way_for_heads_that_come_again(monkeypatch: pytest.MonkeyPatch
     connection.data_received(OTHER)
     connection.parser = parser
     assert handler.told == [("answered", 200, ((b"content-type", b"application/json"),), b"abc")]
+    for answer in MARKED[:2]:
+        asked(connection)
+        connection.data_received(answer)
+        pool.idle.pop()
+    connection.parser = None  # type: ignore[assignment]
+    handler = asked(connection)
+    connection.data_received(MARKED[1].replace(b"d: 2", b"d: 3 3"))
+    assert handler.told == [
+        ("answered", 200, ((b"date", b"Sat, 21 Nov 2026"), (b"x-request-id", b"3 3"), (b"content-type", b"a/b")), b"hello")
+    ]
+
+
+def test_an_answer_without_a_body_leaves_nothing_behind_that_would_take_one() -> None:
+    """An answer 304 has no body, whatever its head says: bytes behind it belong to nobody."""
+    pool, connection, transport = connected()
+    asked(connection)
+    connection.data_received(UNCHANGED)
+    pool.idle.pop()
+    handler = asked(connection)
+    connection.data_received(UNCHANGED.replace(b": 0", b": 5") + b"hello")
+    assert handler.told == [("answered", 304, (), b"")] and transport.closing
 
 
 @pytest.mark.parametrize("extra", [WHOLE, b"x", b"\r\n", b"HTTP/1.1 ", head("content-length: 5") + b"he", b"\0\0"])
