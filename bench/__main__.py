@@ -24,7 +24,9 @@ NATIVE = Path(__file__).parent / "native"
 UPSTREAM_PORTS = ("9101", "9102")
 WORKLOADS = {
     "chat": (["-w", "chat", "-c", "64"], "one chat, 600 bytes in and 660 out, 64 connections"),
+    "chat-differing": (["-w", "chat", "-c", "64", "-x"], "the same chat, no two heads alike, neither of requests nor of answers"),
     "embeddings": (["-w", "emb", "-c", "64"], "one embedding, 20 KB out, 64 connections"),
+    "embeddings-differing": (["-w", "emb", "-c", "64", "-x"], "the same embedding, no two heads alike"),
     "stream": (["-w", "stream", "-c", "64"], "64 streams of 100 events, as fast as they go"),
     "paced": (["-w", "stream", "-c", "500", "-g", "20"], "500 streams, 20 ms between events"),
     "held": (["-w", "stream", "-c", "2000", "-g", "100"], "2,000 streams, 100 ms between events"),
@@ -106,7 +108,7 @@ def line(name: str, workload: str, figures: dict[str, Any]) -> str:
         cost = f"{figures['events_per_cpu_s']:>9.0f} events per CPU-second"
     else:
         cost = f"{figures['cpu_us']:>9.1f} us CPU per request     "
-    return f"{name:14} {workload:11} {cost}  CPU {figures['cpu_pct']:3.0f} %  {figures['rps']:>7.0f}/s  RSS {figures['rss_mb']:4.0f} MB  {wrong}"
+    return f"{name:14} {workload:20} {cost}  CPU {figures['cpu_pct']:3.0f} %  {figures['rps']:>7.0f}/s  RSS {figures['rss_mb']:4.0f} MB  {wrong}"
 
 
 def compare(folder: Path, chosen: dict[str, Peer], workloads: list[str], rounds: int, seconds: float, cores: list[str]) -> None:
@@ -153,7 +155,7 @@ def main() -> None:
     """Read the command line and measure."""
     asked = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     asked.add_argument("--peers", default="gateway,envoy,sglang-router,nginx,haproxy")
-    asked.add_argument("--workloads", default="chat,embeddings,stream,paced", help=", ".join(WORKLOADS))
+    asked.add_argument("--workloads", default="chat,chat-differing,embeddings,embeddings-differing,stream,paced", help=", ".join(WORKLOADS))
     asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--seconds", type=float, default=4.0)
     asked.add_argument("--cores", default="0,1", help="core of the proxy, core of load and upstream")
