@@ -193,6 +193,10 @@ class StreamReader(Protocol):
         """Whether the stream said itself that it has ended; a connection that breaks after that breaks nothing."""
         ...
 
+    def partial(self) -> None:
+        """The answer is cut off here: fill the token counts of what was passed on, as far as they can be told."""
+        ...
+
     def finish(self) -> bytes:
         """The server ended its stream in order; returns what is still due, ``[DONE]`` included, or sets ``failure``."""
         ...

@@ -30,7 +30,7 @@ class Passage:
 
     __slots__ = (
         "ahead_s", "alone", "ask", "beat_s", "begun", "call", "called", "deployment", "done", "dropped", "exchange", "fell_from", "give_up_s",
-        "id_line", "leased", "loading", "opened", "provider", "proxy", "queued_at_s", "queued_s", "reader", "reason", "total_at_s", "trials",
+        "id_line", "leased", "loading", "opened", "provider", "proxy", "queued_at_s", "reader", "reason", "total_at_s", "trials",
         "tried", "turned_away",
     )  # fmt: skip
 
@@ -53,7 +53,6 @@ class Passage:
         self.leased = False
         self.called = False  # its turn in the queue came
         self.queued_at_s = 0.0
-        self.queued_s = 0.0
         self.give_up_s = inf
         self.turned_away = False
         self.fell_from: tuple[str, ...] = ()
@@ -119,11 +118,16 @@ class Passage:
 
     def _blame(self, deployment: Deployment, failure: Failure, asked: bool = True) -> None:
         """Lay the blame for an attempt; a server that was not even asked has neither failed nor answered."""
+        exchange = self.exchange
+        now_s = monotonic()
         if asked:
-            verdict.failed(deployment, failure, self.trials, monotonic())
+            verdict.failed(deployment, failure, self.trials, now_s)
         else:
             verdict.abandoned(deployment, self.trials)
-        self.proxy.attempted(self.exchange, failure)
+        if exchange.trail is None:
+            exchange.trail = []
+        exchange.trail.append((deployment.endpoint.name, failure.kind.code, round((now_s - exchange.call_s) * 1000, 3)))
+        self.proxy.attempted(exchange, failure)
 
     def _release(self) -> Deployment:
         deployment = self.deployment

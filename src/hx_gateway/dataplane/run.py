@@ -15,6 +15,7 @@ from hx_gateway.dataplane.fanout import Fanout
 from hx_gateway.dataplane.passage import Passage
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
+from hx_gateway.openai.usage import estimate
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Target
@@ -132,13 +133,17 @@ class Run(Passage):
 
     def admit(self) -> None:
         self.called = True
-        now_s = monotonic()
-        self.queued_s += now_s - self.queued_at_s
-        self.queued_at_s = 0.0
+        self._waited()
         self.attempt()
 
     def give_up(self) -> None:
-        self._answer_failure(waits.waited_long(self, monotonic()))
+        failure = waits.waited_long(self, monotonic())
+        self._waited()
+        self._answer_failure(failure)
+
+    def _waited(self) -> None:
+        self.exchange.queued_s += monotonic() - self.queued_at_s
+        self.queued_at_s = 0.0
 
     # What comes of a call
 
@@ -196,8 +201,14 @@ class Run(Passage):
             return
         try:
             data = reader.feed(data)
+            complete = reader.complete and reader.failure is None
+            if complete:
+                data += reader.finish()
         except Exception as error:  # blame: an answer our reading did not foresee is the server's
             self._unread(error)
+            return
+        if complete and reader.failure is None:  # all is said; to a client the words that say so are the end
+            self._all_said(data)
             return
         if data:
             if not self.begun:
@@ -220,6 +231,9 @@ class Run(Passage):
                 self.exchange.client.write(data)
             self._broke(reader.failure)
             return
+        self._all_said(data)
+
+    def _all_said(self, data: bytes) -> None:
         if not self.begun:
             self._begin()
         self._succeeded(200)
@@ -254,6 +268,7 @@ class Run(Passage):
             self._failed(failure)
             return
         self._blame(self._release(), failure)
+        self._cut_off()
         exchange = self.exchange
         exchange.outcome = failure.kind
         exchange.status = 200
@@ -279,7 +294,7 @@ class Run(Passage):
                 return
         if failure.kind.elsewhere:
             self.call = self.reader = None
-            exchange.first_byte_s = 0.0
+            exchange.first_byte_s = exchange.call_s = exchange.load_s = exchange.engine_s = 0.0
             exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
             self.tried.append(deployment)
             self.ask = None
@@ -298,12 +313,23 @@ class Run(Passage):
             self.call.cancel()
         if self.leased:
             verdict.abandoned(self._release(), self.trials)
+            self._cut_off()
         elif self.queued_at_s:
+            self._waited()
             self.proxy.hotel.leave(self.exchange.candidates.name, self)
         exchange = self.exchange
         exchange.status = errors.CLIENT_CLOSED.status
         exchange.outcome = errors.CLIENT_CLOSED
         self._finish()
+
+    def _cut_off(self) -> None:
+        """The answer ends before its end: what the server did for it is counted as far as it is known."""
+        try:
+            if self.reader is not None:
+                self.reader.partial()
+        except Exception:  # blame: a plug-in's; its answer is over, and what it counted too
+            _log.exception("the answer to request %s could not be counted", self.exchange.id)
+        estimate(self.exchange, 0)
 
     def pause(self) -> None:
         if self.call is not None:

@@ -14,7 +14,7 @@ from hx_gateway.core import errors
 from hx_gateway.core.context import EMBEDDINGS, Exchange
 from hx_gateway.core.errors import Failure
 from hx_gateway.openai.sse import DONE, event, said_error
-from hx_gateway.openai.usage import Usage, note_usage
+from hx_gateway.openai.usage import Usage, estimate, note_usage
 
 
 class _Answer(msgspec.Struct):
@@ -35,6 +35,7 @@ class _Embeddings(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
+_CHOICE = 90  # bytes of a choice that are not its text
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_embeddings = msgspec.json.Decoder(_Embeddings).decode
 _model_value = re.compile(rb'"model" ?: ?"[^"\\]*"')
@@ -79,6 +80,8 @@ def checked(exchange: Exchange, body: bytes) -> bytes:
     if not answer.choices:
         raise _bad("it has no choices")
     note_usage(exchange, answer.usage)
+    if exchange.completion_tokens < 0:
+        estimate(exchange, sum(max(1, (len(bytes(choice)) - _CHOICE) // 4) for choice in answer.choices))
     asked = exchange.asked
     if answer.model != asked and answer.model is not None:
         return _renamed(body, answer.model, asked)
@@ -111,6 +114,8 @@ def checked_embeddings(exchange: Exchange, body: bytes, expected: int, as_base64
     if answer.usage is not None:
         answer.usage.completion_tokens = None
         note_usage(exchange, answer.usage)
+    if exchange.prompt_tokens < 0:
+        estimate(exchange, 0)
     for item in answer.data:
         vector = bytes(item.embedding)
         if vector[:1] not in (b"[", b'"') or vector in (b"[]", b'""'):

@@ -10,7 +10,7 @@ import msgspec
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Failure
-from hx_gateway.openai.usage import Usage, note_usage
+from hx_gateway.openai.usage import Usage, estimate, note_usage
 
 DONE = b"data: [DONE]\n\n"
 MAX_EVENT = 1 << 24  # bytes of one event that may be held back waiting for its end
@@ -71,7 +71,7 @@ class Relay:
     """
 
     __slots__ = (
-        "_before", "_cr", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_owed", "_rename", "_started", "complete", "failure",
+        "_before", "_cr", "_events", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_owed", "_rename", "_started", "complete", "failure",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, keep_usage: bool) -> None:
@@ -80,6 +80,7 @@ class Relay:
         self._held = b""
         self._before = self._last = b""  # the last two blocks passed on: a finish reason is in one of them
         self._cr = False
+        self._events = 0  # passed on: about one a token
         self._started = False
         self.complete = False  # [DONE] came and was passed on
         self._finished = False
@@ -105,9 +106,11 @@ class Relay:
             data = self._first(data)
             if not data:
                 return b""
+        self._events += data.count(b"\n\n")
         if b'"usage"' in data or b'"error"' in data or b"[DONE]" in data:
             data = self._inspected(data)
             if self.complete:  # said at once: the client need not wait for the server to close
+                self._count()
                 return (data if self._rename is None else data.replace(*self._rename)) + self._owed + DONE
             if not data:
                 return b""
@@ -133,8 +136,18 @@ class Relay:
         elif not self._finished and not _finish.search(self._last) and not _finish.search(self._before):
             self.failure = Failure(errors.STREAM_BROKEN, "the model server ended its stream before the answer was complete")
         else:
+            self._count()
             rest += self._owed + DONE
         return rest
+
+    def partial(self) -> None:
+        if self._started:
+            self._count()
+
+    def _count(self) -> None:
+        """Where the server told no usage: of the events, the first names the role and the last the reason to finish."""
+        if self._exchange.completion_tokens < 0:
+            estimate(self._exchange, max(0, self._events - 2))
 
     def _hold(self, data: bytes) -> bytes:
         if len(data) > MAX_EVENT:

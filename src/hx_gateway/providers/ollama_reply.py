@@ -51,6 +51,8 @@ class Reply(msgspec.Struct):
     prompt_eval_count: int | None = None
     eval_count: int | None = None
     load_duration: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_duration: int | None = None
     logprobs: list[dict[str, Any]] | None = None
     error: Any = None
 
@@ -60,10 +62,16 @@ REPLY = msgspec.json.Decoder(Reply)
 
 
 def note_load(exchange: Exchange, reply: Reply) -> None:
-    """How long loading the model took, of a time that Ollama gives in nanoseconds; what a model in memory takes is left out."""
+    """How long loading the model and working on the answer took, as Ollama gives it in nanoseconds.
+
+    What a model in memory takes to load is left out of the loading time.
+    """
     loading_s = (reply.load_duration or 0) / 1e9
     if loading_s >= _LOADED_S:
         exchange.load_s = loading_s
+    worked = (reply.prompt_eval_duration or 0) + (reply.eval_duration or 0)
+    if worked:
+        exchange.engine_s += loading_s + worked / 1e9
 
 
 def estimated_tokens(characters: int) -> int:
@@ -239,7 +247,8 @@ def chat_completion(exchange: Exchange, deployment: Any, bodies: Sequence[bytes]
     replies = [read_reply(body, exchange.route, deployment) for body in bodies]
     choices = [_chat_choice(index, reply, names, functions, tags) for index, reply in enumerate(replies)]
     characters = [length for _, length in choices]
-    note_load(exchange, replies[0])
+    for reply in replies:
+        note_load(exchange, reply)
     # The choices share one prompt, so it is counted once.
     count_tokens(exchange, replies[0].prompt_eval_count, _total([reply.eval_count for reply in replies], characters), sum(characters))
     return msgspec.json.encode(
@@ -279,7 +288,8 @@ def text_completion(exchange: Exchange, deployment: Any, bodies: Sequence[bytes]
                 "finish_reason": finish_reason(reply.done_reason),
             }
         )
-    note_load(exchange, replies[0])
+    for reply in replies:
+        note_load(exchange, reply)
     firsts = replies[::per_prompt]
     prompt = _total([reply.prompt_eval_count for reply in firsts], [len(text) for text in texts])
     count_tokens(exchange, prompt, _total([reply.eval_count for reply in replies], characters), sum(characters))

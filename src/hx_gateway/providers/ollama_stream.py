@@ -157,6 +157,9 @@ class _Reader:
             self._count()
         self.failure = Failure(STREAM_BROKEN if self._began else kind, message)
 
+    def partial(self) -> None:
+        self._count()
+
     def _count(self) -> None:
         count_tokens(self._exchange, *self._reported, self._characters)
 
