@@ -8,6 +8,17 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.support.engines import (  # noqa: F401 # fixtures
+    database_url,
+    databases,
+    empty_database_url,
+    empty_postgres_url,
+    own_postgres,
+    own_valkey,
+    postgres_url,
+    redis_url,
+    valkey_address,
+)
 
 from hx_gateway.local import tiny
 

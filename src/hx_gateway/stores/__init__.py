@@ -1,0 +1,1 @@
+"""Stores that keep things outside of a worker: SQL, Redis and memory."""

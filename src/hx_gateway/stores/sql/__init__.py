@@ -1,0 +1,1 @@
+"""The SQL store: one implementation for SQLite and Postgres."""
