@@ -71,7 +71,13 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._known: object = None
         self.router = Router(self._policy_of(config))
-        self.proxy = Proxy(self.router, self._guess, (self.metrics,), find=lambda name: self.registry.find(name))
+        self.proxy = Proxy(
+            self.router,
+            self._guess,
+            (self.metrics,),
+            find=lambda name: self.registry.find(name),
+            alarm=lambda endpoint, within_s: self.monitor.soon(endpoint, within_s),
+        )
         self.monitor = Monitor(
             lambda: self.registry,
             config.load_balancer.health_check_interval,

@@ -112,6 +112,25 @@ def test_streams_that_break_count(fragile: Fleet) -> None:
     assert fleet.status()["solo"]["breaker"]["state"] == "open"
 
 
+def test_a_server_that_dies_and_comes_back_between_two_rounds_serves_again_long_before_the_next() -> None:
+    """Rounds are an hour apart here and breakers rest for ten minutes: only a probe out of turn can let it back."""
+    for fleet in fleet_of(threshold=3, rest_s=600.0, wait_s=5.0):
+        for fault, breaker in (("refuse", "endpoint_breaker"), ("status status=500", "breaker")):
+            fleet.until(lambda it: chat(it.port, model="pair").header("x-hx-endpoint") == "one")
+            fleet.fail("one", fault)
+            fleet.until(lambda it, state=breaker: not_closed(it, state))
+            assert chat(fleet.port, model="pair").header("x-hx-endpoint") == "two"
+            fleet.fail("one", None)
+            fleet.until(lambda it: chat(it.port, model="pair").header("x-hx-endpoint") == "one", within_s=60.0)
+            assert fleet.status()["first"][breaker]["state"] == "closed"
+
+
+def not_closed(fleet: Fleet, breaker: str) -> bool:
+    """Ask, and see whether the breaker has opened."""
+    assert chat(fleet.port, model="pair").content == "pong"
+    return bool(fleet.status()["first"][breaker]["state"] != "closed")
+
+
 def test_a_server_that_is_gone_is_left_alone_until_it_is_back(fragile: Fleet) -> None:
     fleet = fragile
     fleet.fail("one", "refuse")

@@ -111,7 +111,8 @@ class Passage:
         ask = self.ask
         if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
             self.proxy.router.verified(ask, deployment.endpoint, exchange.prompt_tokens, exchange.cached_tokens)
-        verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, now_s)
+        among = ask.among if ask is not None else 0
+        verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, among, now_s)
         self.proxy.attempted(exchange, None)
         exchange.status = status
         self._finish()
@@ -121,7 +122,9 @@ class Passage:
         exchange = self.exchange
         now_s = monotonic()
         if asked:
-            verdict.failed(deployment, failure, self.trials, now_s)
+            look_s = verdict.failed(deployment, failure, self.trials, now_s)
+            if look_s < inf:
+                self.proxy.alarm(deployment.endpoint, look_s)
         else:
             verdict.abandoned(deployment, self.trials)
         if exchange.trail is None:

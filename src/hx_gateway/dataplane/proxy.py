@@ -40,9 +40,11 @@ class Proxy:
         heartbeat_s: Seconds after which a client that waits for a stream gets a comment, and again; 0 for never.
         hotel: Where requests wait for a place; none refuses them at once.
         find: The target of a public name.
+        alarm: Told of a server that should be probed soon, and within how many seconds.
     """
 
     __slots__ = (
+        "alarm",
         "decisions",
         "find",
         "guess",
@@ -67,7 +69,9 @@ class Proxy:
         heartbeat_s: float = 0.0,
         hotel: Hotel | None = None,
         find: Callable[[str], Target | None] = lambda name: None,
+        alarm: Callable[[Endpoint, float], None] = lambda endpoint, within_s: None,
     ) -> None:
+        self.alarm = alarm
         self.router = router
         self.guess = guess
         self.observers = tuple(observers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
@@ -12,6 +13,8 @@ from hx_gateway.fleet.pace import LESSON_S
 
 ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
 """Failures of the whole server, not of one model on it."""
+LOOK_S = 2.0
+"""Seconds after which a server is looked at whose model has failed so often that it is being rested: to see whether it is back."""
 _COOL_S = 1.0  # how long a server that said it is busy is left alone, where it did not say how long
 _MOST_COOL_S = 30.0
 _log = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ def lease(deployment: Deployment) -> tuple[int, int]:
     return deployment.breaker.start(), endpoint.breaker.start()
 
 
-def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: bool, now_s: float) -> None:
+def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: bool, among: int, now_s: float) -> None:
     """The attempt was answered in full.
 
     Args:
@@ -36,6 +39,7 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         exchange: With its token counts.
         began_s: Monotonic time of the first byte; of the last, where the answer came whole.
         alone: Whether nothing else was under way at the endpoint when it was sent.
+        among: Requests under way at the deployment when it was sent, itself included; 0 where nobody counted.
         now_s: Monotonic time.
     """
     endpoint = deployment.endpoint
@@ -47,33 +51,43 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         pace.learn_at_s = now_s + LESSON_S
         called_s = exchange.call_s
         read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
-        pace.answered(now_s - called_s, began_s - called_s, read, exchange.completion_tokens, alone, exchange.load_s)
+        whole_s = now_s - called_s
+        # What the engine did not work on it, it waited for a slot.
+        line_s = whole_s - exchange.engine_s if among and 0.0 < exchange.engine_s <= whole_s else -1.0
+        pace.answered(whole_s, began_s - called_s, read, exchange.completion_tokens, alone, exchange.load_s, line_s, among)
         deployment.inform(exchange.candidates.deployments)
     if endpoint.residency.managed:
         endpoint.residency.answered(deployment, now_s)
 
 
-def failed(deployment: Deployment, failure: Failure, trials: tuple[int, int], now_s: float) -> None:
-    """The attempt failed: whose breaker hears of it is decided by the failure's kind alone."""
+def failed(deployment: Deployment, failure: Failure, trials: tuple[int, int], now_s: float) -> float:
+    """The attempt failed: whose breaker hears of it is decided by the failure's kind alone.
+
+    Returns:
+        Within how many seconds the server should be probed: at once after a failure of its own; inf where nothing changed.
+    """
     kind = failure.kind
     mine, servers = deployment.breaker, deployment.endpoint.breaker
     if kind.blame is Blame.CLIENT:  # it answered, and rightly so
         mine.succeeded(now_s)
         servers.succeeded(now_s)
-        return
+        return inf
     if kind.breaks:
         deployment.pace.failed(now_s)
     if kind in ON_ENDPOINT:
         servers.failed(now_s, trials[1])
         mine.abandoned(trials[0])
-    elif kind.breaks:
+        return 0.0
+    if kind.breaks:
+        was = mine.state
         mine.failed(now_s, trials[0])
         servers.abandoned(trials[1])
-    else:
-        if kind.blame is Blame.BUSY:
-            wait_s = min(failure.retry_after_s or _COOL_S, _MOST_COOL_S)
-            deployment.cool_until_s = max(deployment.cool_until_s, now_s + wait_s)
-        abandoned(deployment, trials)
+        return LOOK_S if was == "closed" and mine.state == "open" else inf
+    if kind.blame is Blame.BUSY:
+        wait_s = min(failure.retry_after_s or _COOL_S, _MOST_COOL_S)
+        deployment.cool_until_s = max(deployment.cool_until_s, now_s + wait_s)
+    abandoned(deployment, trials)
+    return inf
 
 
 def timed(failure: Failure, begun: bool) -> Failure:

@@ -8,6 +8,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from hx_gateway.core.clock import Clock, SystemClock
@@ -24,16 +25,19 @@ STUDY_LIMIT_S = 2.0
 _FIRST_RETRY_S = 2.0
 _JITTER = 0.1  # share of the interval by which probes of different endpoints drift apart
 _LOOK_S = 1.0  # how often the schedule is looked at
+_APART_S = 1.0  # least seconds between two probes of an endpoint, whatever calls for them
 _log = logging.getLogger(__name__)
 
 
 class _Schedule:
     """When one endpoint is due."""
 
-    __slots__ = ("due_s", "legacy_pinned", "running", "troubles")
+    __slots__ = ("checked_s", "due_s", "legacy_pinned", "noticed_s", "running", "troubles")
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.due_s = 0.0
+        self.checked_s = -inf
+        self.noticed_s = inf  # when a probe is due for what others noticed while one was running
         self.troubles = 0  # probes in a row that failed, or found a breaker open
         self.running = False
         # A value that was there before the first probe is the operator's own and stays.
@@ -90,11 +94,24 @@ class Monitor:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._placement.stop()
 
-    def soon(self, endpoint: Endpoint) -> None:
-        """Probe an endpoint at the next opportunity, because something else noticed trouble with it."""
+    def soon(self, endpoint: Endpoint, within_s: float = 0.0) -> None:
+        """Probe an endpoint before its turn, because something else noticed a change.
+
+        However often it is called, two probes of an endpoint are at least a second apart; and where the last one found
+        trouble the next is planned soon already, later and later, and the plan stays.
+
+        Args:
+            endpoint: The server.
+            within_s: Seconds until the probe, for what it may need to show.
+        """
         schedule = self._schedules.get(endpoint)
-        if schedule is not None:
-            schedule.due_s = 0.0
+        if schedule is None or schedule.troubles:
+            return
+        due_s = max(self._clock.monotonic() + within_s, schedule.checked_s + _APART_S)
+        if schedule.running:
+            schedule.noticed_s = min(schedule.noticed_s, due_s)
+        elif due_s < schedule.due_s:
+            schedule.due_s = due_s
             self._wake.set()
 
     async def check_all(self) -> None:
@@ -119,7 +136,11 @@ class Monitor:
             schedule.running = False
         schedule.troubles = schedule.troubles + 1 if trouble else 0
         pause_s = self._pause_s(schedule.troubles)
-        schedule.due_s = self._clock.monotonic() + (min(pause_s, _FIRST_RETRY_S) if more else pause_s)
+        now_s = schedule.checked_s = self._clock.monotonic()
+        schedule.due_s = now_s + (min(pause_s, _FIRST_RETRY_S) if more else pause_s)
+        if not trouble:  # what was noticed meanwhile may have happened after the answer
+            schedule.due_s = min(schedule.due_s, max(schedule.noticed_s, now_s + _APART_S))
+        schedule.noticed_s = inf
 
     async def _run(self) -> None:
         while True:

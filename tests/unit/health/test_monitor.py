@@ -196,16 +196,81 @@ async def test_runs_by_itself_follows_reloads_and_stops() -> None:
 async def test_asks_at_once_when_told_of_trouble() -> None:
     endpoint = make()
     fetch = Scripted()
-    watch = monitor(lambda: registry(endpoint), fetch)
+    clock = ManualClock(100.0)
+    watch = monitor(lambda: registry(endpoint), fetch, clock)
     watch.start()
     await fetch.called.wait()
     while endpoint.facts.healthy is None:
         await asyncio.sleep(0)
     fetch.called.clear()
+    clock.advance(1.0)
     watch.soon(endpoint)
     await fetch.called.wait()
     await watch.stop()
     assert len(fetch.calls) == 2
+
+
+async def test_trouble_noticed_again_and_again_causes_no_storm_of_probes() -> None:
+    clock = ManualClock(100.0)
+    endpoint = make()
+    fetch = Scripted()
+    watch = monitor(lambda: registry(endpoint), fetch, clock)
+    probed: list[float] = []
+
+    async def tick(seconds: float) -> None:
+        """Let time pass in small steps; a probe that is due is made, as the monitor's own loop does."""
+        for _ in range(round(seconds / 0.1)):
+            clock.advance(0.1)
+            watch.soon(endpoint)
+            if watch._schedules[endpoint].due_s <= clock.monotonic():
+                probed.append(clock.monotonic())
+                await watch.check(endpoint)
+
+    await watch.check(endpoint)
+    await tick(10.0)
+    assert 8 <= len(probed) <= 10, "a server that is well is asked once a second at most"
+    fetch.up = False
+    await tick(1.5)
+    probed.clear()
+    await tick(28.0)
+    assert len(probed) == 3, "one that is not is asked by the plan alone: after 2, 4, 8 and 16 seconds"
+    fetch.up = True
+    await tick(16.0)
+    assert endpoint.facts.healthy is True
+
+
+async def test_what_is_noticed_while_a_good_probe_runs_is_looked_at_after_it() -> None:
+    clock = ManualClock(100.0)
+    endpoint = make()
+    fetch = Scripted()
+
+    async def noticed(where: Endpoint, path: str) -> FetchResult:
+        answer = await fetch(where, path)
+        watch.soon(where)
+        return answer
+
+    watch = monitor(lambda: registry(endpoint), noticed, clock)
+    await watch.check(endpoint)
+    assert watch._schedules[endpoint].due_s == 101.0
+    fetch.up = False
+    clock.advance(1.0)
+    assert await pauses(watch, endpoint, clock, 2) == [2.0, 4.0], "what was found counts more than what was noticed before"
+
+
+async def test_within_how_long_it_is_looked_at_can_be_said() -> None:
+    clock = ManualClock(100.0)
+    endpoint = make()
+    watch = monitor(lambda: registry(endpoint), Scripted(), clock)
+    watch.soon(endpoint)  # not known yet: its first probe is due anyway
+    await watch.check(endpoint)
+    watch.soon(endpoint, 5.0)
+    assert watch._schedules[endpoint].due_s == 105.0
+    watch.soon(endpoint, 2.0)
+    watch.soon(endpoint, 20.0)
+    assert watch._schedules[endpoint].due_s == 102.0, "the earliest counts"
+    clock.advance(5.0)
+    watch.soon(endpoint)
+    assert watch._schedules[endpoint].due_s == 102.0
 
 
 async def test_one_hanging_server_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
