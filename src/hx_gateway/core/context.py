@@ -67,6 +67,9 @@ class Identity:
         models: Names of models and groups it may use; None means all.
         show_endpoints: Whether ``x-hx-endpoint`` is sent to it.
         limits: How much it may use; None for no limit.
+        id: Its id in the store; empty for keys of the configuration.
+        team: Who it is counted for.
+        tags: Free labels, for reports.
     """
 
     name: str
@@ -74,6 +77,9 @@ class Identity:
     models: frozenset[str] | None = None
     show_endpoints: bool = True
     limits: KeyLimits | None = None
+    id: str = ""
+    team: str = ""
+    tags: tuple[str, ...] = ()
 
     def may_use(self, name: str) -> bool:
         """Whether the key is allowed the model or group ``name``."""
