@@ -7,15 +7,21 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from signal import SIGKILL
 from typing import Any
 
 import pytest
-from tests.support.background import scripted
+from tests.faults.asking import opened
+from tests.faults.processes import ServerProcess
+from tests.support.background import Scripted, scripted
 from tests.support.contract import NAMES, OWNERS_FILE
 from tests.support.gateway import GatewayProcess, free_port
 
 from hx_gateway.testing.backend import Backend
+
+PING = [{"role": "user", "content": "ping"}]
 
 
 def variable(name: str) -> str:
@@ -43,11 +49,11 @@ def gateway(overrides: dict[str, str]) -> Iterator[GatewayProcess]:
         yield started
 
 
-def ask(gateway: GatewayProcess, path: str, body: Any = None, port: int = 0, key: str | None = None) -> tuple[int, bytes]:
+def ask(gateway: GatewayProcess, path: str, body: Any = None, key: str | None = None, **headers: str) -> tuple[int, bytes]:
     """Status and body of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port or gateway.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     try:
-        headers = {"Authorization": f"Bearer {gateway.key if key is None else key}"}
+        headers["Authorization"] = f"Bearer {gateway.key if key is None else key}"
         connection.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, answer.read()
@@ -57,7 +63,7 @@ def ask(gateway: GatewayProcess, path: str, body: Any = None, port: int = 0, key
 
 def chat(gateway: GatewayProcess, **body: Any) -> dict[str, Any]:
     """A whole chat answer."""
-    status, answer = ask(gateway, "/v1/chat/completions", {"messages": [{"role": "user", "content": "ping"}], **body})
+    status, answer = ask(gateway, "/v1/chat/completions", {"messages": PING, **body})
     assert status == 200, answer
     found: dict[str, Any] = json.loads(answer)
     assert found["choices"][0]["message"]["content"] == "pong"
@@ -127,6 +133,83 @@ def test_a_model_in_two_places_takes_turns(servers: dict[str, Backend], override
             for _ in range(10):
                 chat(gateway, model="phi-3-mini")
             assert (chats(first) - before, chats(second)) == (5, 5)
+
+
+GROUPS = {"hx-chat-fast": "phi-3-mini", "hx-chat": "openchat-3.5", "hx-chat-premium": "mixtral-8x7b"}
+
+
+@pytest.fixture(scope="module")
+def grouped(overrides: dict[str, str]) -> Iterator[GatewayProcess]:
+    """The same file with the contract's groups behind it."""
+    tiers = zip(GROUPS.items(), ("fast", "balanced", "premium"), strict=True)
+    groups = "".join(f"  {group}: {{models: [{model}], tier: {tier}}}\n" for (group, model), tier in tiers)
+    environment = {**overrides, "API_GATEWAY_WORKERS": "1", "PROMETHEUS_PORT": str(free_port())}
+    with GatewayProcess(f"{OWNERS_FILE}groups:\n{groups}", environment=environment) as started:
+        yield started
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("by", ["model", "header"])
+def test_each_group_is_answered_by_its_model(grouped: GatewayProcess, servers: dict[str, Backend], group: str, by: str) -> None:
+    before = {name: chats(server) for name, server in servers.items()}
+    body: dict[str, Any] = {"messages": PING}
+    if by == "model":
+        status, answer = ask(grouped, "/v1/chat/completions", {**body, "model": group})
+    else:
+        status, answer = ask(grouped, "/v1/chat/completions", body, **{"X-HX-Model-Group": group})
+    assert status == 200, answer
+    assert json.loads(answer)["choices"][0]["message"]["content"] == "pong"
+    assert {name for name, server in servers.items() if chats(server) > before[name]} == {GROUPS[group]}
+
+
+@pytest.mark.parametrize("algorithm", ["round_robin", "least_busy"])
+@pytest.mark.parametrize("places", [2, 5])
+def test_ten_parallel_calls_are_spread_evenly_over_equal_endpoints(algorithm: str, places: int) -> None:
+    with ExitStack() as running:
+        equal = [running.enter_context(scripted("openai", models=["m"], first_token_s=1.0)) for _ in range(places)]
+        urls = ", ".join(f'"{server.url}"' for server in equal)
+        config = f"load_balancer: {{algorithm: {algorithm}}}\nmodels: {{m: {{endpoints: [{urls}]}}}}"
+        gateway = running.enter_context(GatewayProcess(config))
+        with ThreadPoolExecutor(10) as pool:
+            answers = list(pool.map(lambda number: chat(gateway, model="m", user=f"caller {number}"), range(10)))
+        assert len(answers) == 10
+        assert [chats(server) for server in equal] == [10 // places] * places
+
+
+def status_of(gateway: GatewayProcess, name: str) -> dict[str, Any]:
+    """The one deployment of a model, as ``/models/status`` shows it at this moment."""
+    _, body = ask(gateway, "/models/status")
+    (found,) = [model["deployments"] for model in json.loads(body)["models"] if model["name"] == name]
+    deployment: dict[str, Any] = found[0]
+    return deployment
+
+
+def test_models_status_is_true_at_the_moment_it_is_asked(overrides: dict[str, str]) -> None:
+    environment = {**overrides, "API_GATEWAY_WORKERS": "1", "RATE_LIMITING_ENABLED": "false", "PROMETHEUS_PORT": str(free_port())}
+    slow = Scripted("openai", models=["hermes-2"], first_token_s=60.0)
+    with slow as backend, ServerProcess("--model", "phi-3-mini") as mortal:
+        environment |= {variable("hermes-2"): backend.url, variable("phi-3-mini"): mortal.url}
+        with GatewayProcess(OWNERS_FILE, environment=environment) as gateway:
+            with ExitStack() as clients:
+                for _ in range(7):
+                    clients.enter_context(opened(gateway.port, "ping", "hermes-2"))
+                slow.until(lambda server: chats(server) == 7)
+                assert status_of(gateway, "hermes-2")["in_flight"] == 7
+                assert status_of(gateway, "mixtral-8x7b")["in_flight"] == 0
+            slow.until(lambda server: server.in_flight == 0)  # the clients have left, and the server was told
+            assert status_of(gateway, "hermes-2")["in_flight"] == 0
+
+            assert chat(gateway, model="phi-3-mini")
+            alive = status_of(gateway, "phi-3-mini")
+            assert (alive["available"], alive["breaker"]["state"], alive["endpoint_breaker"]["state"]) == (True, "closed", "closed")
+            mortal.signal(SIGKILL)
+            for failures in (1, 2):  # what the gateway learns from a request, the next report shows
+                assert ask(gateway, "/v1/chat/completions", {"model": "phi-3-mini", "messages": PING})[0] == 502
+                dead = status_of(gateway, "phi-3-mini")
+                assert (dead["in_flight"], dead["endpoint_breaker"]["failures"]) == (0, failures)
+            assert (dead["available"], dead["endpoint_breaker"]["state"]) == (False, "open")
+            assert 59.0 < dead["endpoint_breaker"]["retry_after_s"] <= 60.0
+            assert status_of(gateway, "mixtral-8x7b")["available"]
 
 
 def test_more_than_fifty_requests_a_second_are_refused_with_a_time_to_come_back(gateway: GatewayProcess) -> None:
