@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import LATER, Settings
+
+_POSTGRES = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
+
+
+def database_fault(url: str) -> str:
+    """Why ``url`` cannot be the address of the SQL store; empty if it can. Never repeats the address."""
+    if url.startswith("sqlite:"):
+        path = url.removeprefix("sqlite:///")
+        if path == url or not path or path == ":memory:" or "?" in path:
+            return "should be sqlite:/// followed by the path of a file, e.g. sqlite:////var/lib/hx-gateway/hx-gateway.db"
+        return ""
+    if not _POSTGRES.match(url):
+        return "should start with postgresql:// or sqlite:///"
+    try:
+        port = urlsplit(url).port if "," not in url else 1  # several hosts are the driver's own way of writing
+    except ValueError:
+        port = 0
+    return "" if port != 0 else "is no address: its host or port is malformed; in a password write / as %2F, @ as %40, : as %3A, # as %23"
+
+
+def _database(secret: Secret) -> Secret:
+    if fault := database_fault(secret.reveal()):
+        raise ValueError(fault)
+    return secret
 
 
 class StorageSettings(Settings):
@@ -20,8 +46,9 @@ class StorageSettings(Settings):
         min_length=1,
         description="Folder for everything the gateway keeps itself; none means $STATE_DIRECTORY, else hx-gateway below $XDG_STATE_HOME or ~/.local/state.",
     )
-    database_url: Annotated[Secret | None, LATER] = Field(
-        default=None, description="Postgres or SQLite URL for keys and usage; none means a SQLite file in the state directory."
+    database_url: Annotated[Secret, AfterValidator(_database)] | None = Field(
+        default=None,
+        description="Postgres or SQLite URL for keys and usage: `postgresql://…` or `sqlite:///path`; none means the file `hx-gateway.db` in the state directory.",
     )
     redis_url: Annotated[Secret | None, LATER] = Field(default=None, description="Redis URL for limits and cache shared between machines.")
     qdrant_url: Annotated[Secret | None, LATER] = Field(default=None, description="Qdrant URL for vectors.")
@@ -42,3 +69,15 @@ def state_directory(storage: StorageSettings, environ: Mapping[str, str]) -> Pat
         return Path(given)
     base = environ.get("XDG_STATE_HOME", "")
     return (Path(base) if base else Path(environ.get("HOME") or "~").expanduser() / ".local" / "state") / "hx-gateway"
+
+
+def database_url(storage: StorageSettings, folder: Path) -> str:
+    """Address of the SQL store, as its driver takes it.
+
+    Args:
+        storage: The section.
+        folder: The state directory.
+    """
+    if storage.database_url is None:
+        return f"sqlite:///{folder / 'hx-gateway.db'}"
+    return _POSTGRES.sub("postgresql://", storage.database_url.reveal(), count=1)
