@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from types import TracebackType
 
 import pytest
 from tests.faults.conftest import Fleet
@@ -13,6 +12,7 @@ from tests.integration.protocol.conftest import PLAIN
 from tests.integration.protocol.wire import ask, events, request, texts
 from tests.support.background import Background
 from tests.support.gateway import GatewayProcess
+from tests.support.raw import RawServer
 
 FORGED = (
     b'{"id":"f","object":"chat.completion","model":"tiny:1b","choices":[{"index":0,"message":{"role":"assistant","content":"FORGED"}}]}'
@@ -23,23 +23,13 @@ def _answer(body: bytes) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
 
 
-class Forger:
+class Forger(RawServer):
     """A model server that answers, and then says more than it was asked, in the ways it is told."""
 
     def __init__(self) -> None:
-        self.url = ""
+        super().__init__()
         self.way = ""
         self.asked = 0
-        self._server: asyncio.Server | None = None
-
-    async def __aenter__(self) -> Forger:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._server is not None
-        self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -7,35 +7,25 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from types import TracebackType
 
 import pytest
 from tests.integration.protocol.conftest import PLAIN
 from tests.integration.protocol.wire import PING, Client, ask, request
 from tests.support.background import Background
 from tests.support.gateway import GatewayProcess
+from tests.support.raw import RawServer
 
 MB = 1 << 20
 EVENT = b"data: " + json.dumps({"model": "tiny:1b", "choices": [{"index": 0, "delta": {"content": "x" * 32_000}}]}).encode() + b"\n\n"
 
 
-class Firehose:
+class Firehose(RawServer):
     """A model server that streams for ever, as fast as it is read; counts the bytes it got rid of."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.sent = 0
         self.streams = 0
-        self.url = ""
-        self._server: asyncio.Server | None = None
-
-    async def __aenter__(self) -> Firehose:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._server is not None
-        self._server.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
