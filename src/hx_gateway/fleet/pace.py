@@ -5,6 +5,8 @@ from __future__ import annotations
 _SHARE = 0.15  # of each new observation in the average
 LESSON_S = 0.02
 _FORGET_S = 1.0  # half-life of a failure: a server that is not asked again would never be forgiven otherwise
+_IN_LINE = 0.1  # share of the usual time of an answer, and
+_IN_LINE_S = 0.05  # seconds: who waited longer than both together waited for a slot
 _ODD = 20.0  # an observation this many times off the average moves it by a bounded step only
 
 
@@ -19,7 +21,7 @@ class Pace:
 
     __slots__ = (
         "_reading", "_writing", "decode_rate", "failed_s", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen",
-        "service_s",
+        "service_s", "slots",
     )  # fmt: skip
 
     def __init__(self, prefill_rate: float = 5000.0, decode_rate: float = 40.0, load_s: float = 8.0) -> None:
@@ -32,12 +34,21 @@ class Pace:
         self.failures = 0.0  # recent share of calls that failed
         self.failed_s = 0.0  # when the last one did
         self.seen = 0
+        self.slots = 0.0  # requests it works on at once, about; 0.0 until one was seen to wait for a slot
         self._reading = _Rate(prefill_rate)
         self._writing = _Rate(decode_rate)
         self.learn_at_s = 0.0  # monotonic time of the next lesson: a busy deployment need not teach with every answer
 
     def answered(
-        self, service_s: float, first_byte_s: float, read_tokens: float, written_tokens: float, alone: bool, load_s: float = 0.0
+        self,
+        service_s: float,
+        first_byte_s: float,
+        read_tokens: float,
+        written_tokens: float,
+        alone: bool,
+        load_s: float = 0.0,
+        line_s: float = -1.0,
+        among: int = 0,
     ) -> None:
         """Learn from an answer.
 
@@ -49,6 +60,8 @@ class Pace:
             alone: Whether nothing else was under way at the endpoint when the call was sent, so that its time to
                 the first byte was its own.
             load_s: Seconds of it that went into loading the model, where the server tells.
+            line_s: Seconds of it that went into waiting for a slot; less than 0 where that cannot be known.
+            among: Requests under way at the model there when the call was sent, itself included.
         """
         self.seen += 1
         self.service_s = _mixed(self.service_s, service_s - load_s, self.seen)
@@ -61,9 +74,22 @@ class Pace:
             writing_s = service_s - first_byte_s
             if writing_s > 0.0 and written_tokens > 4:
                 self.decode_rate = self._writing.seen(self.decode_rate, written_tokens, writing_s)
+        if line_s >= 0.0:
+            self._fitted(among, line_s > _IN_LINE * self.service_s + _IN_LINE_S)
         reading_s = first_byte_s - load_s
         if alone and read_tokens >= 64.0 and 0.0 < reading_s < service_s:
             self.prefill_rate = self._reading.seen(self.prefill_rate, read_tokens, reading_s)
+
+    def _fitted(self, among: int, waited: bool) -> None:
+        """Learn the slots: one of so many had to wait for one, or had not."""
+        if waited:
+            full = max(among - 1.0, 1.0)
+            if not self.slots:
+                self.slots = full
+            elif full < self.slots:
+                self.slots += (full - self.slots) * _SHARE
+        elif among > self.slots > 0.0:
+            self.slots += (among - self.slots) * _SHARE
 
     def guess(self, sibling: Pace) -> None:
         """Begin with a sibling's speeds where nothing was seen: a fleet faster than the priors would never ask who is new."""

@@ -25,8 +25,8 @@ class Ask:
     """
 
     __slots__ = (
-        "believed_tokens", "block_tokens", "blocks", "edges", "output_tokens", "prompt_tokens", "scored", "session", "target", "tried",
-        "usual_tokens",
+        "among", "believed_tokens", "block_tokens", "blocks", "edges", "output_tokens", "prompt_tokens", "scored", "session", "target",
+        "tried", "usual_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,7 @@ class Ask:
         self.blocks = blocks
         self.block_tokens = block_tokens
         self.edges: Sequence[float] = NOTHING  # tokens covered by so many leading blocks, where blocks differ in size
+        self.among = 0  # requests under way at the deployment it was sent to, itself included; set by the router
         self.believed_tokens = 0.0  # of the prompt, cached where it was sent; set by the router
         self.usual_tokens = 0.0  # usual length of an answer, one figure for all candidates; set by the router
         self.scored: Deployment | None = None  # whom a score was just made for, with these believed tokens

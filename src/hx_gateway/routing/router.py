@@ -270,6 +270,7 @@ class Router:
         The same seconds go back through `read` once the first byte came, or the call ended without one.
         """
         endpoint = deployment.endpoint
+        ask.among = deployment.in_flight
         tokens = ask.prompt_tokens
         if ask.blocks or ask.session:
             ask.believed_tokens = self._believed(ask, deployment)

@@ -35,7 +35,7 @@ def wait(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -
     """Until its turn comes: the prompts ahead of it that are still being read, and a slot if all are taken."""
     endpoint = deployment.endpoint
     seconds: float = endpoint.pending_s
-    slots = endpoint.slots
+    slots = endpoint.slots or deployment.pace.slots
     if slots:
         # A server that loads models on demand has its slots for each model, any other for all it does.
         busy = deployment.in_flight if endpoint.residency.managed else endpoint.in_flight

@@ -131,7 +131,7 @@ class Call:
         self.cached_tokens = cached_tokens
         self._read(deployment.endpoint)
 
-    def ended(self, load_s: float, cached_known: bool) -> None:
+    def ended(self, load_s: float, line_s: float, cached_known: bool) -> None:
         """The answer is complete."""
         simulation = self.simulation
         deployment = self._release()
@@ -145,7 +145,8 @@ class Call:
             if cached_known:
                 simulation.router.verified(self.ask, deployment.endpoint, self.arrival.prompt_tokens, self.cached_tokens)
             read = self.arrival.prompt_tokens - (self.cached_tokens if cached_known else self.ask.believed_tokens)
-            pace.answered(now_s - self.sent_s, self.first_s - self.sent_s, read, self.arrival.output_tokens, self.alone, load_s)
+            first_s, written, among = self.first_s - self.sent_s, self.arrival.output_tokens, self.ask.among
+            pace.answered(now_s - self.sent_s, first_s, read, written, self.alone, load_s, line_s, among)
             deployment.inform(self.ask.target.deployments)
         deployment.endpoint.residency.answered(deployment, now_s)
         self.failed = None
@@ -206,8 +207,10 @@ class _Wire:
     def began(self, cached_tokens: int) -> None:
         self._events.after(self._server.plan.network_seconds, partial(self._call.began, cached_tokens))
 
-    def ended(self, load_s: float) -> None:
-        self._events.after(self._server.plan.network_seconds, partial(self._call.ended, load_s, self._server.plan.reports_cached))
+    def ended(self, load_s: float, line_s: float) -> None:
+        plan = self._server.plan
+        told_s = line_s if plan.managed else -1.0  # Ollama tells what it worked on an answer; the rest was waiting
+        self._events.after(plan.network_seconds, partial(self._call.ended, load_s, told_s, plan.reports_cached))
 
     def broke(self, kind: ErrorKind) -> None:
         self._events.after(self._server.plan.network_seconds, partial(self._call.broke, kind))

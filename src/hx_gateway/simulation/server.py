@@ -25,8 +25,8 @@ class Caller(Protocol):
     def began(self, cached_tokens: int) -> None:
         """The prompt was read; the first token is out."""
 
-    def ended(self, load_s: float) -> None:
-        """The last token is out; ``load_s`` went into loading the model for it."""
+    def ended(self, load_s: float, line_s: float) -> None:
+        """The last token is out; ``load_s`` went into loading the model for it, ``line_s`` into waiting for a slot."""
 
     def broke(self, kind: ErrorKind) -> None:
         """It failed."""
@@ -35,7 +35,7 @@ class Caller(Protocol):
 class Job:
     """One request at a server."""
 
-    __slots__ = ("arrival", "begun", "caller", "came_s", "load_s", "model")
+    __slots__ = ("arrival", "begun", "caller", "came_s", "line_s", "load_s", "model")
 
     def __init__(self, arrival: Arrival, model: str, caller: Caller) -> None:
         self.arrival = arrival
@@ -43,6 +43,7 @@ class Job:
         self.caller = caller
         self.begun = False
         self.came_s = 0.0
+        self.line_s = 0.0
         self.load_s = 0.0
 
 
@@ -170,7 +171,9 @@ class Server:
         while model.line and model.running < self.plan.slots and not model.leaving:
             model.running += 1
             model.used_s = self._events.now_s
-            self._reading.append(model.line.popleft())
+            job = model.line.popleft()
+            job.line_s = self._events.now_s - job.came_s - job.load_s
+            self._reading.append(job)
             if len(self._reading) == 1:
                 self._read_next()
 
@@ -270,6 +273,6 @@ class Server:
         model = self._models[job.model]
         model.running -= 1
         model.used_s = self._events.now_s
-        job.caller.ended(job.load_s)
+        job.caller.ended(job.load_s, job.line_s)
         self._admit(job.model)
         self._load_next()

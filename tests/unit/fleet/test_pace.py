@@ -55,3 +55,33 @@ def test_all_servers_of_a_fleet_faster_than_expected_are_used() -> None:
     for seed in (1, 2, 3):
         report = simulate(plan, arrivals, "intelligent", seed)
         assert min(server["requests"] for server in report.servers.values()) >= 600 / 4 / 3, report.servers
+
+
+def test_slots_are_learned_from_who_had_to_wait() -> None:
+    pace = Pace()
+    for among in (1, 2, 3, 4):
+        pace.answered(2.0, 0.2, 1000, 100, False, line_s=0.0, among=among)
+    assert pace.slots == 0.0, "nobody waited: there may be any number"
+    pace.answered(4.0, 2.2, 1000, 100, False, line_s=2.0, among=7)
+    assert pace.slots == 6.0
+    for _ in range(40):
+        pace.answered(4.0, 2.2, 1000, 100, False, line_s=2.0, among=5)
+        pace.answered(2.0, 0.2, 1000, 100, False, line_s=0.0, among=4)
+    assert 3.9 <= pace.slots <= 4.1
+    for _ in range(40):  # it was started again, with more
+        pace.answered(2.0, 0.2, 1000, 100, False, line_s=0.0, among=8)
+    assert 7.9 <= pace.slots <= 8.0
+    pace.answered(4.0, 2.2, 1000, 100, False, line_s=3.0, among=1)
+    assert pace.slots >= 1.0
+
+
+def test_a_host_whose_slots_nobody_told_is_relieved_in_time() -> None:
+    """Three Ollama hosts at a load of 0.5: the popular model needs a second host as soon as its slots are taken."""
+    ollama = (
+        "host: {count: 3, slots: 4, prefill_tokens_per_second: 3000, models_that_fit: 2, load_gb_per_second: 1.5, decode_slowdown: 0.12}"
+    )
+    text = "models: {a: {gb: 9}, b: {gb: 12}, c: {gb: 10}, d: {gb: 9}, e: {gb: 12}, f: {gb: 12}}\nservers: {%s}\ngateway: {knows_slots: %s}"
+    told, untold = (read_plan(text % (ollama, known), "f") for known in ("true", "false"))
+    arrivals = generate("zipf:models=6,rate=1.2,requests=1500", list(told.models), 1)
+    waits = [[simulate(plan, arrivals, "intelligent", seed).first_token_s["p90"] for seed in (1, 2, 3)] for plan in (told, untold)]
+    assert sum(waits[1]) <= 1.3 * sum(waits[0]), waits

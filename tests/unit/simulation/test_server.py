@@ -24,13 +24,14 @@ class Client:
         self.last_s: float | None = None
         self.cached = -1
         self.load_s = -1.0
+        self.line_s = -1.0
         self.broken: ErrorKind | None = None
 
     def began(self, cached_tokens: int) -> None:
         self.first_s, self.cached = self.events.now_s, cached_tokens
 
-    def ended(self, load_s: float) -> None:
-        self.last_s, self.load_s = self.events.now_s, load_s
+    def ended(self, load_s: float, line_s: float) -> None:
+        self.last_s, self.load_s, self.line_s = self.events.now_s, load_s, line_s
 
     def broke(self, kind: ErrorKind) -> None:
         self.last_s, self.broken = self.events.now_s, kind
@@ -160,6 +161,14 @@ def test_slots_are_for_each_model() -> None:
     one, two = house.send(0.0, 100, 50, model="a"), house.send(0.0, 100, 50, model="b")
     house.run()
     assert two.last_s is not None and one.last_s is not None and two.last_s - one.last_s < 1.1
+
+
+def test_waiting_for_a_slot_is_told_apart_from_loading() -> None:
+    house = House(SIZES, memory_gb=20, slots=1, load_gb_per_second=1)
+    one, two = house.send(0.0, 100, 50, model="a"), house.send(0.0, 100, 50, model="a")
+    house.run()
+    assert one.line_s == 0.0 and one.load_s == two.load_s > 0.0
+    assert one.last_s is not None and two.line_s == pytest.approx(one.last_s - one.load_s)
 
 
 def test_a_share_of_requests_is_answered_with_an_error() -> None:
