@@ -27,8 +27,8 @@ class Deployment:
 
     __slots__ = (
         "breaker", "context_length", "cool_until_s", "dimensions", "endpoint", "expected_dimensions", "identity", "in_flight",
-        "load_prior_s", "loaded_context", "max_concurrent", "mode", "model", "options", "pace", "prices", "response_head", "size",
-        "spilled", "unable", "upstream_model", "weight",
+        "load_prior_s", "loaded_context", "max_concurrent", "mode", "model", "options", "pace", "place", "prices", "response_head",
+        "size", "spilled", "unable", "upstream_model", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +48,7 @@ class Deployment:
         self.model = model
         self.upstream_model = upstream_model
         self.endpoint = endpoint
+        self.place = f"{endpoint.name}/{upstream_model}"  # whose prompts are cached together
         self.weight = weight
         self.max_concurrent = max_concurrent
         self.mode = mode

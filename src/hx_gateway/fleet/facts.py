@@ -90,12 +90,31 @@ class EngineLoad:
         waiting: Requests in its own queue.
         cache_used: Share of its KV cache in use, from 0 to 1.
         seen_s: Monotonic time of the probe.
+        cache_tokens: Tokens that its cache of prompts holds; 0.0 when it keeps none.
+        started_s: Unix time at which its process began.
+        read_tokens: Tokens of prompts that it has read since then.
     """
 
     running: int | None = None
     waiting: int | None = None
     cache_used: float | None = None
     seen_s: float = 0.0
+    cache_tokens: float | None = None
+    started_s: float | None = None
+    read_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCache:
+    """What is known of the cache in which a server keeps prompts it has read; replaced whole when something changes.
+
+    Args:
+        life: Counts the times it was lost, because the server was started anew.
+        tokens: Tokens it holds; 0.0 when there is none, None where the server does not tell.
+    """
+
+    life: int = 0
+    tokens: float | None = None
 
 
 def same_model(one: str, other: str) -> bool:
@@ -127,6 +146,9 @@ class EndpointFacts:
         healthy: By the last probe; None before the first.
         checked_s: Monotonic time of the last probe; 0.0 before the first.
         error: What is wrong, in plain words.
+        cache: Its cache of prompts.
+        away: Whether it was out of reach since its cache was last looked after.
+        process: Version, start and count of tokens read by which its process was last known; empty, 0.0 and 0.0 for unknown.
     """
 
     version: str = ""
@@ -142,6 +164,9 @@ class EndpointFacts:
     healthy: bool | None = None
     checked_s: float = 0.0
     error: str = ""
+    cache: PromptCache = PromptCache()
+    away: bool = False
+    process: tuple[str, float, float] = ("", 0.0, 0.0)
 
     def of(self, model: str) -> ModelFacts | None:
         """What is known of a model, under any of the names the server answers to."""

@@ -54,6 +54,7 @@ class Placement:
 
     def recovered(self, endpoint: Endpoint) -> None:
         """The endpoint is back: whatever was in its memory is gone, and may be loaded at once."""
+        endpoint.facts.away = True
         for (where, _), place in self._places.items():
             if where is endpoint:
                 place.due_s, place.pause_s = 0.0, _FIRST_PAUSE_S

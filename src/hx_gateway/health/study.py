@@ -55,6 +55,9 @@ _RUNNING = ("vllm:num_requests_running", "sglang:num_running_reqs", "llamacpp:re
 _WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs", "llamacpp:requests_deferred")
 # vLLM renamed its own in 0.10; llama.cpp had one until 2025.
 _CACHE = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "sglang:token_usage", "llamacpp:kv_cache_usage_ratio")
+_READ = ("vllm:prompt_tokens_total", "sglang:prompt_tokens_total", "llamacpp:prompt_tokens_total")
+_HELD = ("sglang:max_total_num_tokens",)
+_STARTED = ("process_start_time_seconds",)
 
 
 def study_for(engine: str) -> Study | None:
@@ -156,7 +159,9 @@ async def llamacpp(fetch: Fetch, endpoint: Endpoint, findings: Findings) -> None
     if isinstance(slots, list) and slots:
         findings.slots = findings.slots or len(slots)
         busy = sum(values.truth(slot, "is_processing") is True for slot in slots)
-    await _metrics(fetch, endpoint, findings, busy)
+        context = max(context, *(int(values.number(slot, "n_ctx")) for slot in slots))
+    # Each slot keeps the prompt it read last; where they share one cache, answers correct the size.
+    await _metrics(fetch, endpoint, findings, busy, float(context * (findings.slots or 0)) or None)
 
 
 async def vllm(fetch: Fetch, endpoint: Endpoint, findings: Findings) -> None:
@@ -170,17 +175,42 @@ async def sglang(fetch: Fetch, endpoint: Endpoint, findings: Findings) -> None:
     await _metrics(fetch, endpoint, findings)
 
 
-async def _metrics(fetch: Fetch, endpoint: Endpoint, findings: Findings, busy: int | None = None) -> None:
+async def _metrics(
+    fetch: Fetch, endpoint: Endpoint, findings: Findings, busy: int | None = None, cache_tokens: float | None = None
+) -> None:
     answer = await fetch(endpoint, "/metrics")
-    found = values.samples(answer.body, _RUNNING + _WAITING + _CACHE) if answer.status == 200 else {}
+    text = answer.body if answer.status == 200 else b""
+    found = values.samples(text, _RUNNING + _WAITING + _CACHE + _READ + _HELD + _STARTED)
     running, waiting, cache = _first(found, _RUNNING), _first(found, _WAITING), _first(found, _CACHE)
-    if running or waiting or cache or busy is not None:
+    read, held, started = _first(found, _READ), _first(found, _HELD), _first(found, _STARTED)
+    if cache_tokens is None:
+        cache_tokens = sum(held) if held else _vllm_cache(text)
+    if found or busy is not None or cache_tokens is not None:
         # One sample for each engine behind the server: requests add up, caches do not.
         findings.load = EngineLoad(
             int(sum(running)) if running else busy,
             int(sum(waiting)) if waiting else None,
             min(max(max(cache), 0.0), 1.0) if cache else None,
+            cache_tokens=cache_tokens,
+            started_s=started[0] if started else None,
+            read_tokens=sum(read) if read else None,
         )
+
+
+def _vllm_cache(text: bytes) -> float | None:
+    """Tokens that the caches of vLLM's engines hold together; 0.0 where they keep no prompts, None where that is not told."""
+    engines = values.labels(text, "vllm:cache_config_info")
+    if engines and all(labels.get("enable_prefix_caching") == "False" for labels in engines):
+        return 0.0
+    tokens = 0.0
+    for labels in engines:
+        # Where layers differ, blocks times their size is not what the cache holds; newer servers tell that itself.
+        told, blocks, size = (labels.get(name, "") for name in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size"))
+        if told.isdecimal():
+            tokens += float(told)
+        elif blocks.isdecimal() and size.isdecimal():
+            tokens += float(blocks) * float(size)
+    return tokens or None
 
 
 def _first(found: dict[str, list[float]], names: Iterable[str]) -> list[float]:

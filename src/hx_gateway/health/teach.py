@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
-from hx_gateway.fleet.facts import ModelFacts, same_model
+from hx_gateway.fleet.facts import EndpointFacts, EngineLoad, ModelFacts, PromptCache, same_model
 
 _SHORTEST_LOAD_S = 0.5  # starting the engine's process, for a model of any size
 _OFF_ACCELERATOR = 9.0  # a model wholly outside the accelerator's memory is assumed to be this much slower, plus one
@@ -73,7 +73,7 @@ def _expect_speed(deployment: Deployment, spilled: float) -> None:
 
 
 def teach_residency(endpoint: Endpoint, deployments: Iterable[Deployment], now_s: float) -> None:
-    """Tell an endpoint's residency which models are in memory, by the names its deployments use for them.
+    """Tell an endpoint's residency which models are in memory, by the names its deployments use for them, and see to its cache.
 
     Args:
         endpoint: The server.
@@ -81,6 +81,7 @@ def teach_residency(endpoint: Endpoint, deployments: Iterable[Deployment], now_s
         now_s: Monotonic time.
     """
     facts = endpoint.facts
+    _look_after_cache(facts)
     if facts.loaded is None:
         endpoint.residency.managed = False  # it does not tell: its models are taken to be always there
         return
@@ -91,3 +92,22 @@ def teach_residency(endpoint: Endpoint, deployments: Iterable[Deployment], now_s
         sizes[same[0]] = held.size
         sizes.update((known, 0.0) for known in same[1:])  # two names of one model take its memory once
     endpoint.residency.told(sizes, now_s)
+
+
+def _look_after_cache(facts: EndpointFacts) -> None:
+    """Write down how much the server's cache of prompts holds, and whether it began anew.
+
+    It did if its version or start changed, or its count of tokens fell back; after it was out of reach, unless its
+    start or count shows that it is the same process still.
+    """
+    load = facts.load or EngineLoad()
+    version, started_s, read = before = facts.process
+    facts.process = now = (facts.version or version, load.started_s or started_s, read if load.read_tokens is None else load.read_tokens)
+    told_start = bool(load.started_s and started_s)
+    changed = before != ("", 0.0, 0.0) and (version not in ("", now[0]) or (told_start and now[1] != started_s) or now[2] < read)
+    same = told_start or bool(read and load.read_tokens)
+    tokens = facts.cache.tokens if load.cache_tokens is None else load.cache_tokens
+    cache = PromptCache(facts.cache.life + (changed or (facts.away and not same)), tokens)
+    facts.away = False
+    if cache != facts.cache:
+        facts.cache = cache

@@ -11,6 +11,7 @@ from typing import Any
 _LONGEST = 512  # characters of a text that are kept
 _MOST_ITEMS = 4096
 _COUNT = re.compile(r"([0-9.]+)\s*([KMBT]?)", re.IGNORECASE)
+_LABEL = re.compile(rb'(\w+)="((?:[^"\\]|\\.)*)"')
 _SCALE = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -83,3 +84,14 @@ def samples(exposition: bytes, names: Iterable[str]) -> dict[str, list[float]]:
         if math.isfinite(value):
             found.setdefault(match[1].decode(), []).append(value)
     return found
+
+
+def labels(exposition: bytes, name: str) -> list[dict[str, str]]:
+    """The labels of each sample of a metric in a Prometheus exposition.
+
+    Args:
+        exposition: The text.
+        name: The metric's name.
+    """
+    found = re.finditer(rb"^" + re.escape(name).encode() + rb"\{([^\n]*)\}[ \t]", exposition, re.MULTILINE)
+    return [{key.decode(): value.decode("utf-8", "replace") for key, value in _LABEL.findall(match[1])} for match in found]

@@ -25,7 +25,7 @@ class Ask:
     """
 
     __slots__ = (
-        "among", "believed_tokens", "block_tokens", "blocks", "edges", "output_tokens", "prompt_tokens", "scored", "session", "target",
+        "among", "believed_tokens", "block_tokens", "blocks", "edges", "output_tokens", "place", "prompt_tokens", "scored", "session", "target",
         "tried", "usual_tokens",
     )  # fmt: skip
 
@@ -47,6 +47,7 @@ class Ask:
         self.edges: Sequence[float] = NOTHING  # tokens covered by so many leading blocks, where blocks differ in size
         self.among = 0  # requests under way at the deployment it was sent to, itself included; set by the router
         self.believed_tokens = 0.0  # of the prompt, cached where it was sent; set by the router
+        self.place = ""  # where it was sent, by `Deployment.place`; set by the router
         self.usual_tokens = 0.0  # usual length of an answer, one figure for all candidates; set by the router
         self.scored: Deployment | None = None  # whom a score was just made for, with these believed tokens
         self.session = session

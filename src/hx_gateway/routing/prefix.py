@@ -1,9 +1,11 @@
-"""An approximate index of which endpoint has which prompt prefix in its cache: hashes only, bounded, aged as the caches are."""
+"""An approximate index of which place has which prompt prefix in its cache: hashes only, bounded, aged as the caches are."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+
+from hx_gateway.fleet.facts import PromptCache
 
 PRIOR_TOKENS = 262_144.0  # a cache of middling size, until a server's own is known or learned
 _LEAST_TOKENS = 4096.0
@@ -12,14 +14,14 @@ _STEP = 0.1  # of the error of one belief in the size
 
 
 class Held:
-    """What one endpoint is believed to hold, the longest unused first.
+    """What one place, a model on an endpoint, is believed to hold, the longest unused first.
 
     Args:
         bit: Its bit in the index's masks.
         limit: Tokens its cache is believed to hold.
     """
 
-    __slots__ = ("bit", "blocks", "known", "limit", "tokens")
+    __slots__ = ("bit", "blocks", "known", "limit", "tokens", "told")
 
     def __init__(self, bit: int, limit: float) -> None:
         self.bit = bit
@@ -27,6 +29,7 @@ class Held:
         self.known = False  # told by the server or the operator, not to be learned
         self.blocks: OrderedDict[int, float] = OrderedDict()  # with the tokens of each
         self.tokens = 0.0
+        self.told: PromptCache | None = None  # what the server last told of its cache
 
     def __repr__(self) -> str:
         return f"<Held {len(self.blocks)} blocks, {self.tokens:.0f} of {self.limit:.0f} tokens>"
@@ -36,11 +39,12 @@ class PrefixIndex:
     """Remembers where blocks of prompts were sent.
 
     Each block is a hash that covers the whole prefix up to its end, so that a match of the n-th block is a match of all
-    before it. Of each endpoint as much is remembered as its cache is believed to hold; what was used longest ago is
-    forgotten first, as the server itself does. The size is a guess until the endpoint's answers correct it (`verified`).
+    before it. Of each place as much is remembered as its cache is believed to hold; what was used longest ago is
+    forgotten first, as the server itself does. The size is a guess, or what the server tells (`heed`), until answers
+    correct it (`verified`).
 
     Args:
-        blocks: Most blocks remembered of one endpoint.
+        blocks: Most blocks remembered of one place.
         tokens: Size of a cache of which nothing is known.
     """
 
@@ -55,19 +59,28 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._masks)
 
-    def held(self, endpoint: str) -> Held:
-        """What the endpoint of this name is believed to hold."""
-        held = self._held.get(endpoint)
+    def held(self, place: str) -> Held:
+        """What the place of this name is believed to hold."""
+        held = self._held.get(place)
         if held is None:
-            held = self._held[endpoint] = Held(1 << len(self._held), self._prior)
+            held = self._held[place] = Held(1 << len(self._held), self._prior)
         return held
 
-    def bit(self, endpoint: str) -> int:
-        """The mask of an endpoint, by its name."""
-        return self.held(endpoint).bit
+    def bit(self, place: str) -> int:
+        """The mask of a place, by its name."""
+        return self.held(place).bit
+
+    def heed(self, held: Held, cache: PromptCache) -> None:
+        """Take into account what a server told of its cache: its size, where it tells, and whether it began anew."""
+        if held.told is not None and held.told.life != cache.life:
+            self.forget(held)
+        if cache.tokens is not None and (held.told is None or held.told != cache):
+            self.sized(held, cache.tokens)
+            held.known = not cache.tokens  # blocks times their size is not always the truth, but no cache is none
+        held.told = cache
 
     def matches(self, blocks: Sequence[int], bits: Sequence[int]) -> list[int]:
-        """How many leading blocks each of the endpoints has, in the order of ``bits``."""
+        """How many leading blocks each of the places has, in the order of ``bits``; a bit of 0 is of one that has none."""
         counts = [0] * len(bits)
         left = 0
         for bit in bits:
@@ -91,11 +104,11 @@ class PrefixIndex:
         return counts
 
     def add(self, blocks: Sequence[int], held: Held, block_tokens: float, edges: Sequence[float] = ()) -> None:
-        """A prompt was sent to an endpoint.
+        """A prompt was sent to a place.
 
         Args:
             blocks: Its leading blocks.
-            held: The endpoint's (`held`).
+            held: The place's (`held`).
             block_tokens: Tokens of a block.
             edges: Tokens covered by so many leading blocks, where blocks differ in size.
         """
@@ -122,15 +135,15 @@ class PrefixIndex:
         else:
             del self._masks[block]
 
-    def sized(self, endpoint: str, tokens: float) -> None:
-        """The endpoint's cache is known to hold ``tokens``."""
-        held = self.held(endpoint)
+    def sized(self, held: Held, tokens: float) -> None:
+        """The place's cache is known to hold ``tokens``; what is too much for it is forgotten."""
         held.known = True
         held.limit = tokens
+        while held.tokens > tokens:
+            self._drop(held)
 
-    def verified(self, endpoint: str, prompt_tokens: float, believed_tokens: float, cached_tokens: float) -> None:
+    def verified(self, held: Held, prompt_tokens: float, believed_tokens: float, cached_tokens: float) -> None:
         """An answer told how much of its prompt had been cached: what was believed too large or too small is corrected."""
-        held = self.held(endpoint)
         if held.known or prompt_tokens <= 0.0:
             return
         error = (cached_tokens - believed_tokens) / prompt_tokens
@@ -138,8 +151,8 @@ class PrefixIndex:
         if error < 0.0 or held.tokens > 0.9 * held.limit:
             held.limit = min(max(held.limit * (1.0 + _STEP * max(-1.0, min(error, 1.0))), _LEAST_TOKENS), _MOST_TOKENS)
 
-    def forget(self, endpoint: str) -> None:
-        """The endpoint lost its cache (it was restarted)."""
-        held = self.held(endpoint)
+    def forget(self, held: Held) -> None:
+        """The place lost its cache (its server was restarted, its model unloaded)."""
         while held.blocks:
             self._drop(held)
+        held.tokens = 0.0

@@ -13,7 +13,7 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
 from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.policies import Policy
-from hx_gateway.routing.prefix import PrefixIndex
+from hx_gateway.routing.prefix import Held, PrefixIndex
 
 WARM_S = 20.0  # seconds over which a recovered deployment gets its full share again
 _SESSIONS = 20_000
@@ -233,7 +233,7 @@ class Router:
 
     def cached(self, ask: Ask, deployments: Sequence[Deployment]) -> list[float]:
         """Tokens of the prompt believed to be in each deployment's prefix cache."""
-        bits = [self.prefixes.bit(deployment.endpoint.name) for deployment in deployments]
+        bits = [self._bit(deployment) for deployment in deployments]
         most = ask.prompt_tokens
         tokens = [0.0] * len(bits)
         if ask.blocks:
@@ -250,6 +250,20 @@ class Router:
                         if believed > tokens[position]:
                             tokens[position] = believed
         return tokens
+
+    def _held(self, deployment: Deployment) -> Held:
+        held = self.prefixes.held(deployment.place)
+        cache = deployment.endpoint.facts.cache
+        if held.told is not cache:
+            self.prefixes.heed(held, cache)
+        return held
+
+    def _bit(self, deployment: Deployment) -> int:
+        """The deployment's mask in the index; 0 where its model is not in memory, and so nothing is cached."""
+        residency = deployment.endpoint.residency
+        if residency.managed and deployment.upstream_model not in residency.resident:
+            return 0
+        return self._held(deployment).bit
 
     def _believed(self, ask: Ask, deployment: Deployment) -> float:
         """Tokens of the prompt believed to be cached at a deployment, looked up again only where no score was just made."""
@@ -276,7 +290,10 @@ class Router:
             ask.believed_tokens = self._believed(ask, deployment)
             ask.scored = None  # from here on the prompt itself is what is cached there
             tokens -= ask.believed_tokens
-            held = self.prefixes.held(endpoint.name)
+            ask.place = deployment.place
+            held = self._held(deployment)
+            if held.blocks and not self._bit(deployment):
+                self.prefixes.forget(held)
             if ask.blocks:
                 self.prefixes.add(ask.blocks, held, ask.block_tokens, ask.edges)
             if ask.session:
@@ -299,9 +316,9 @@ class Router:
             prompt_tokens: Length of its prompt, as the server counts.
             cached_tokens: How much of it was cached there.
         """
-        if ask.blocks and ask.prompt_tokens:
+        if ask.place and ask.blocks and ask.prompt_tokens:
             believed = ask.believed_tokens * prompt_tokens / ask.prompt_tokens  # in the server's tokens, not in ours
-            self.prefixes.verified(endpoint.name, prompt_tokens, believed, cached_tokens)
+            self.prefixes.verified(self.prefixes.held(ask.place), prompt_tokens, believed, cached_tokens)
 
     def read(self, endpoint: Endpoint, seconds: float) -> None:
         """A prompt that waited at an endpoint has been read, or will not be."""

@@ -176,7 +176,7 @@ async def test_llamacpp_tells_slots_context_and_load() -> None:
         findings = Findings()
         await llamacpp(fetch, endpoint, findings)
         assert (findings.slots, findings.version, findings.sleeping) == (3, "b6999-abc", False)
-        assert findings.load == EngineLoad(2, 5, None)
+        assert findings.load == EngineLoad(2, 5, None, cache_tokens=3 * 1024.0)
         assert findings.about["tiny"].context_length == 1024  # of a slot, which is what a request gets
         assert findings.about["tiny"].able == {"tools"} and findings.about["tiny"].unable == {"vision"}
         endpoint.facts.about = findings.about
@@ -225,6 +225,29 @@ async def test_vllm_tells_its_load_under_the_old_name_and_the_new(name: str) -> 
         findings = Findings()
         await vllm(fetch, endpoint, findings)
     assert findings.version == "0.11.0" and findings.load == EngineLoad(7, 1, 0.5)
+
+
+CONFIG = 'vllm:cache_config_info{block_size="16",cache_dtype="auto",enable_prefix_caching="True",engine="0",num_gpu_blocks="%s"%s} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        (CONFIG % ("1000", ""), 16_000.0),
+        (CONFIG % ("1000", "") + CONFIG.replace('"0"', '"1"') % ("500", ""), 24_000.0),  # one for each engine behind the server
+        (CONFIG % ("1000", ',kv_cache_size_tokens="12345"'), 12_345.0),
+        (CONFIG % ("None", ""), None),  # servers that had not counted them yet when they wrote it down
+        (CONFIG.replace("True", "False") % ("1000", ""), 0.0),
+        ("vllm:num_requests_running 1\n", None),
+    ],
+)
+async def test_vllm_tells_how_much_its_cache_holds_and_since_when(text: str, tokens: float | None) -> None:
+    text += 'process_start_time_seconds 1.7e+09\nvllm:prompt_tokens_total{engine="0"} 500\nvllm:prompt_tokens_total{engine="1"} 7\n'
+    async with Canned({"/version": (200, {"version": "0.11.0"}), "/metrics": (200, text.encode())}) as server:
+        findings = Findings()
+        await vllm(fetch, server.endpoint(), findings)
+    assert findings.load is not None
+    assert (findings.load.cache_tokens, findings.load.started_s, findings.load.read_tokens) == (tokens, 1.7e9, 507.0)
 
 
 async def test_of_an_unknown_server_nothing_more_is_asked() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, DeploymentOptions, Endpoint
-from hx_gateway.fleet.facts import LoadedModel, ModelFacts
+from hx_gateway.fleet.facts import EngineLoad, LoadedModel, ModelFacts
 from hx_gateway.fleet.pace import Pace
 from hx_gateway.health.teach import teach, teach_residency
 
@@ -179,3 +179,30 @@ def test_two_names_of_one_model_take_its_memory_once() -> None:
     teach_residency(one.endpoint, [one, two], 100.0)
     resident = one.endpoint.residency.resident
     assert set(resident) == {"phi3", "phi3:latest"} and sum(model.size for model in resident.values()) == 3 * GB
+
+
+def test_what_a_server_read_is_gone_when_it_was_started_anew() -> None:
+    endpoint = deployment().endpoint
+    facts = endpoint.facts
+
+    def life(version: str = "1", started_s: float | None = None, read: float | None = None, away: bool = False) -> int:
+        facts.version, facts.away = version, away
+        facts.load = EngineLoad(started_s=started_s, read_tokens=read, cache_tokens=1000.0)
+        teach_residency(endpoint, (), 0.0)
+        return facts.cache.life
+
+    first = life()
+    assert facts.cache.tokens == 1000.0
+    same = facts.cache
+    assert life() == first and facts.cache is same
+    assert life(away=True) == first + 1  # nothing shows that it is the same process
+    assert life(version="2") == first + 2
+    assert life(version="2", started_s=100.0) == first + 2  # the first that is heard of it
+    assert life(version="2", started_s=100.0, away=True) == first + 2  # it was slow to answer, and is the same
+    assert life(version="2", started_s=200.0) == first + 3
+    assert life(version="2", read=5000.0) == first + 3
+    assert life(version="2", read=6000.0, away=True) == first + 3
+    assert life(version="2", read=10.0) == first + 4
+    facts.load = None  # it did not tell this time
+    teach_residency(endpoint, (), 0.0)
+    assert (facts.cache.life, facts.cache.tokens) == (first + 4, 1000.0)

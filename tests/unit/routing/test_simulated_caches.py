@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
+from hx_gateway.fleet.facts import PromptCache
 from hx_gateway.fleet.pace import Pace
 from hx_gateway.fleet.registry import Target
 from hx_gateway.fleet.residency import Residency
@@ -28,7 +29,7 @@ def test_of_known_sizes_the_index_holds_just_what_the_caches_hold(sent: list[tup
     index = PrefixIndex()
     caches = {"small": BlockCache(small), "large": BlockCache(large)}
     for name, size in (("small", small), ("large", large)):
-        index.sized(name, 16.0 * size)
+        index.sized(index.held(name), 16.0 * size)
     for number, blocks in enumerate(sent):
         bits = [index.bit(name) for name in caches]
         # A cache that a prompt does not fit into keeps its beginning; so does the index, by another way.
@@ -38,14 +39,14 @@ def test_of_known_sizes_the_index_holds_just_what_the_caches_hold(sent: list[tup
             index.add(blocks, index.held(name), 16.0)
             caches[name].keep(blocks)
     assert index.held("small").tokens <= 16.0 * small and index.held("large").tokens <= 16.0 * large
-    index.forget("small")
-    index.forget("large")
+    index.forget(index.held("small"))
+    index.forget(index.held("large"))
     assert len(index) == 0 and index.held("small").tokens == 0.0
 
 
 def test_blocks_of_unequal_size_are_counted_in_tokens() -> None:
     index = PrefixIndex()
-    index.sized("a", 1000.0)
+    index.sized(index.held("a"), 1000.0)
     blocks = chained(range(3))
     index.add(blocks, index.held("a"), 0.0, (0.0, 100.0, 400.0, 1600.0))
     assert index.held("a").tokens == 400.0
@@ -64,15 +65,64 @@ def test_the_size_of_a_cache_is_learned_from_what_answers_tell(truth: int) -> No
         index.add(blocks, index.held("a"), 512.0)
         cached = cache.leading(blocks) * 512
         cache.keep(blocks)
-        index.verified("a", 9 * 512, believed, cached)
+        index.verified(index.held("a"), 9 * 512, believed, cached)
     assert index.held("a").limit == pytest.approx(truth, rel=0.35)
 
 
 def test_a_told_size_is_not_learned_away() -> None:
     index = PrefixIndex()
-    index.sized("a", 5000.0)
-    index.verified("a", 1000.0, 1000.0, 0.0)
+    index.sized(index.held("a"), 5000.0)
+    index.verified(index.held("a"), 1000.0, 1000.0, 0.0)
     assert index.held("a").limit == 5000.0
+
+
+def prompt_for(*deployments: Deployment) -> Ask:
+    return Ask(Target("m", "model", deployments, policy="intelligent"), 4096.0, blocks=chained(range(8)))
+
+
+def test_a_size_that_is_told_is_where_learning_begins_and_no_cache_stays_none() -> None:
+    index = PrefixIndex()
+    held = index.held("a")
+    told = PromptCache(tokens=50_000.0)
+    index.heed(held, told)
+    assert held.limit == 50_000.0
+    index.verified(held, 1000.0, 1000.0, 0.0)
+    assert held.limit < 50_000.0
+    learned = held.limit
+    index.heed(held, PromptCache(tokens=50_000.0))
+    assert held.limit == learned  # the same words again teach nothing
+    index.heed(held, PromptCache(tokens=0.0))
+    index.add(chained(range(3)), held, 512.0)
+    index.verified(held, 1000.0, 0.0, 900.0)
+    assert (held.limit, held.tokens, len(index)) == (0.0, 0.0, 0)
+
+
+def test_a_server_that_was_started_anew_has_nothing_cached() -> None:
+    one, two = host("a", "m")[0], host("b", "m")[0]
+    router = Router(policy)
+    ask = prompt_for(one, two)
+    for deployment in (one, two):
+        router.sent(ask, deployment, 0.0)
+    assert router.cached(ask, (one, two)) == [4096.0, 4096.0]
+    one.endpoint.facts.cache = PromptCache(life=1)
+    assert router.cached(ask, (one, two)) == [0.0, 4096.0]
+    assert {router.choose(ask, 0.0) for _ in range(20)} == {two}
+
+
+def test_a_model_that_was_unloaded_has_nothing_cached_and_its_neighbour_keeps_its_own() -> None:
+    one, other = host("h", "one", "other")
+    router = Router(policy)
+    memory = one.endpoint.residency
+    memory.told({"one": 5e9, "other": 5e9}, 0.0)
+    ask = prompt_for(one)
+    for deployment in (one, other):
+        router.sent(ask, deployment, 1.0)
+    assert router.cached(ask, (one, other)) == [4096.0, 4096.0]
+    memory.told({"other": 5e9}, 500.0)
+    assert router.cached(ask, (one, other)) == [0.0, 4096.0]
+    longer = Ask(ask.target, 512.0, blocks=chained([99]))
+    router.sent(longer, one, 501.0)  # it is loaded again, for another prompt
+    assert router.cached(ask, (one, other)) == [0.0, 4096.0] and router.cached(longer, (one,)) == [512.0]
 
 
 def host(name: str, *models: str) -> list[Deployment]:
