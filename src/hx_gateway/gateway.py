@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.access.keys import KeyRing
@@ -291,8 +292,10 @@ class Gateway:
                     endpoint.pool.sweep(now_s)
                 except Exception:  # blame: the gateway's own; deadlines must go on being kept
                     _log.exception("sweeping the connections to %s failed", endpoint.name)
-            for endpoint in [endpoint for endpoint in self._retired if not endpoint.in_flight]:
+            # Who waits for a place may still be meant for one of them.
+            for endpoint in [endpoint for endpoint in self._retired if not endpoint.in_flight and not self.proxy.hotel.size]:
                 self._retired.remove(endpoint)
+                endpoint.cool_until_s = inf
                 endpoint.pool.close()
             try:
                 self.proxy.sweep(now_s)

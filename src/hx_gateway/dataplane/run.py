@@ -127,7 +127,9 @@ class Run(Passage):
 
     def ready(self) -> bool:
         try:
-            return self.ask is not None and self.proxy.router.choose(self.ask, monotonic()) is not None
+            waits.renew(self)
+            ask = self.ask = self.ask or self.proxy.ask(self.exchange, self.tried)
+            return self.proxy.router.choose(ask, monotonic()) is not None
         except Exception:  # blame: a plug-in's; nobody waits behind it: the attempt will tell the client
             return True
 
@@ -299,6 +301,7 @@ class Run(Passage):
             self.tried.append(deployment)
             self.ask = None
             if exchange.attempts < self.proxy.max_attempts + len(self.fell_from) and monotonic() < self.total_at_s:
+                waits.renew(self)
                 self.attempt(failure)
                 return
             failure = waits.exhausted(self, failure, monotonic())

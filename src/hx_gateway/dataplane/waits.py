@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hx_gateway.core import errors
 from hx_gateway.core.errors import Blame, Failure
 from hx_gateway.dataplane.queue import PRIORITIES
+from hx_gateway.dataplane.suiting import suited
 
 if TYPE_CHECKING:
     from hx_gateway.dataplane.run import Run
@@ -23,7 +24,7 @@ def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
     proxy = run.proxy
     for name in names:
         target = proxy.find(name)
-        if target is None or target is run.exchange.candidates or target.name in run.fell_from:
+        if target is None or target.name == run.exchange.candidates.name or target.name in run.fell_from:
             continue
         if identity is not None and not identity.may_use(target.name):
             continue
@@ -33,6 +34,18 @@ def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
         except Exception:  # blame: a plug-in's; the name it chooses for cannot stand in
             _log.exception("no choice could be made for %r, which might stand in for request %s", name, run.exchange.id)
     return None
+
+
+def renew(run: Run) -> None:
+    """Go on with the name as it is configured now: a reload may have brought other servers, or taken some away."""
+    exchange = run.exchange
+    before: Target = exchange.candidates
+    target = run.proxy.find(before.name)
+    if target is None or target is (before.whole or before):
+        return
+    fit = suited(exchange, target)
+    exchange.candidates = target.view(fit.deployments, fit.needs, fit.overrun, before.instead_of) if before.instead_of else fit
+    run.ask = None
 
 
 def queue(run: Run, last: Failure | None, now_s: float) -> bool:
