@@ -5,40 +5,45 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from tests.support import required
 
 from hx_gateway.cli.demo import free_port
 
 HERE = Path(__file__).parent
 COMMAND = Path(sys.executable).with_name("hx-gateway")
-NODE, NPM = shutil.which("node"), shutil.which("npm")
 INSTALLED = HERE / "node_modules" / "openai"
 
-pytestmark = [
-    pytest.mark.skipif(NODE is None or (NPM is None and not INSTALLED.is_dir()), reason="needs Node and npm"),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="session")
-def package() -> None:
-    """OpenAI's package for Node, in the version that package.json names."""
+def node() -> str:
+    """Node, with OpenAI's package in the version that package.json names."""
+    found = required.program("node")
     version = json.loads((HERE / "package.json").read_text())["dependencies"]["openai"]
     described = INSTALLED / "package.json"
     if described.exists() and json.loads(described.read_text())["version"] == version:
-        return
-    assert NPM is not None
-    command = [NPM, "install", "--prefix", str(HERE), "--no-package-lock", "--no-audit", "--no-fund", "--loglevel=error"]
+        return found
+    command = [
+        required.program("npm"),
+        "install",
+        "--prefix",
+        str(HERE),
+        "--no-package-lock",
+        "--no-audit",
+        "--no-fund",
+        "--loglevel=error",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode and not os.environ.get("CI"):
-        pytest.skip(f"npm cannot bring OpenAI's package: {done.stderr[-500:]}")
-    assert done.returncode == 0, done.stderr
+    if done.returncode:
+        required.missing(f"npm cannot bring OpenAI's package: {done.stderr[-500:]}")
+    return found
 
 
 @pytest.fixture
@@ -68,10 +73,9 @@ async def gateway() -> AsyncIterator[dict[str, str]]:
         await demo.communicate()
 
 
-async def test_nodes_openai_package_gets_what_it_expects(package: None, gateway: dict[str, str]) -> None:
-    assert NODE is not None
+async def test_nodes_openai_package_gets_what_it_expects(node: str, gateway: dict[str, str]) -> None:
     client = await asyncio.create_subprocess_exec(
-        NODE, HERE / "openai_client.mjs", env=dict(os.environ) | gateway, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        node, HERE / "openai_client.mjs", env=dict(os.environ) | gateway, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     out, err = await client.communicate()
     assert client.returncode == 0, err.decode()

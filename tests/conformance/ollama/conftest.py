@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.support import required
 
 from hx_gateway.local import tiny
 from hx_gateway.testing.ollama_face import OllamaFace
@@ -18,7 +19,7 @@ def _llamacpp(*extra):
 @pytest.fixture(scope="session")
 def llamacpp_urls():
     """Addresses of a chat server and an embedding server."""
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     processes = [_llamacpp("--slots", "4"), _llamacpp("--embedding", "--pooling", "mean")]
     try:
         lines = [process.stdout.readline() for process in processes]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import openai
 import pytest
+from tests.support import required
 from tests.support.background import Scripted
 from tests.support.gateway import GatewayProcess
 
@@ -59,7 +60,7 @@ groups:
 @pytest.fixture(scope="session")
 def fleet() -> Iterator[Fleet]:
     """Three chat servers and one for embeddings, all llama.cpp, and two scripted servers, behind one gateway."""
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     scripted = Scripted(models=[Model("scripted"), Model("scripted-embed", dimensions=24)])
     slow = Scripted(models=["slow"], token_s=0.02)
     with (

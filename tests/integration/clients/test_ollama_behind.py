@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import openai
 import pytest
+from tests.support import required
 from tests.support.background import Background, Scripted, llamacpp
 from tests.support.gateway import GatewayProcess
 
@@ -50,7 +51,7 @@ class Ollamas:
 @pytest.fixture(scope="module")
 def ollamas() -> Iterator[Ollamas]:
     """A gateway that finds out by itself what three Ollamas have."""
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     scripted = Scripted("ollama", models=[Model("scripted:1b", dimensions=24), Model("plain:1b", ("completion",))])
     old = Scripted("ollama", models=[Model("old:1b", dimensions=8)], legacy_embeddings=True, version="0.1.30")
     with (

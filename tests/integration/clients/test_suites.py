@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from tests.integration.clients import suites
 from tests.integration.clients.obliging import Obliging
 from tests.integration.clients.suites import Expected
+from tests.support import required
 from tests.support.background import Background, scripted
 from tests.support.gateway import GatewayProcess
 
@@ -52,9 +52,7 @@ def _brought(bring: object) -> Path:
     try:
         return bring()  # type: ignore[operator,no-any-return]
     except suites.Unavailable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"needs a package index the first time: {error}")
+        required.missing(f"needs a package index the first time: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +77,7 @@ def openai_gateway(request: pytest.FixtureRequest) -> Iterator[GatewayProcess]:
         ):
             yield gateway
     else:
-        pytest.importorskip("xllamacpp")
+        required.llamacpp()
         path = json.dumps(str(tiny.path()))
         config = f"""\
 models:

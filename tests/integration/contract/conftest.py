@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.support import required
 from tests.support.background import Scripted
 from tests.support.gateway import GatewayProcess
 
@@ -47,7 +47,7 @@ Ask = Callable[..., Answer]
 @pytest.fixture(scope="session")
 def house() -> Iterator[House]:
     """The gateway and, behind it, what the contract names."""
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     path = json.dumps(str(tiny.path()))
     orc = Scripted("ollama", models=[Model("mxbai-embed-large:latest", dimensions=1024, capabilities=("embedding",))])
     old = Scripted("ollama", models=[Model("nomic:latest", dimensions=16)], legacy_embeddings=True, version="0.1.30")
@@ -98,8 +98,8 @@ def _by_http_client(url: str, headers: dict[str, str], body: bytes | None) -> An
 @pytest.fixture(params=["curl", "http.client"])
 def ask(request: pytest.FixtureRequest, house: House) -> Ask:
     """Asks the gateway: ``ask(path, body, **headers)``; a body given as anything but bytes is sent as JSON, None means GET."""
-    if request.param == "curl" and shutil.which("curl") is None:
-        pytest.skip("there is no curl on this machine")
+    if request.param == "curl":
+        required.program("curl")
     send = _by_curl if request.param == "curl" else _by_http_client
 
     def asked(path: str, body: Any = None, **headers: str) -> Answer:

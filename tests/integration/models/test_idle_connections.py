@@ -6,14 +6,14 @@ import http.client
 import select
 from contextlib import ExitStack, closing
 
-import pytest
+from tests.support import required
 from tests.support.background import llamacpp
 
 from hx_gateway.local import tiny
 
 
 def test_idle_connections_hold_nobody_up() -> None:
-    pytest.importorskip("xllamacpp")
+    required.llamacpp()
     with llamacpp(tiny.path(), "--embedding", "--pooling", "mean") as url, ExitStack() as opened:
         host = url.removeprefix("http://")
         connections: list[http.client.HTTPConnection] = []
