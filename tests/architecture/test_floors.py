@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from tests.architecture.sources import ROOT, SOURCES
@@ -48,3 +50,18 @@ def test_every_room_is_on_a_floor() -> None:
     rooms = {path.name for path in SOURCES.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
     missing = {room for room in rooms if f'"{room}' not in contract and f"| {room}" not in contract and f"({room})" not in contract}
     assert missing == set()
+
+
+def test_the_page_on_architecture_shows_the_floors_as_they_are() -> None:
+    def built(layer: str) -> set[str]:
+        rooms = {room.strip(" ()") for room in layer.split("|")}
+        return {room for room in rooms if (SOURCES / room).is_dir() or (SOURCES / f"{room}.py").exists()} - {"__main__"}
+
+    (contract,) = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    drawn = page.partition("## Rooms and floors")[2].split("```")[1].strip().splitlines()
+    floors = [rooms for layer in contract["layers"] if (rooms := built(layer))]
+    shown = [rooms for line in drawn if (rooms := built(line.split("  ")[0]))]
+    assert shown == floors, "draw the floors of pyproject.toml in docs/explanation/architecture.md"
+    rows = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))))
+    assert set().union(*floors) <= rows, "each room has a row that says what it is for"
