@@ -163,6 +163,8 @@ class Prices:
     per_request: float = 0.0
     per_prompt_token: float = 0.0
     per_completion_token: float = 0.0
+    per_cached_token: float | None = None  # of a prompt token that the engine had cached; None for that of any other
+    per_engine_second: float = 0.0
 
 
 @dataclass(slots=True)

@@ -1,0 +1,36 @@
+"""The section of the configuration that describes the ledger: the journal on disk, and whose end users are recorded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from hx_gateway.config.sections import Flag, Names, Settings
+
+MIB = 1 << 20
+JournalBytes = Annotated[int, Field(ge=MIB, le=1 << 40)]
+
+
+class LedgerSettings(Settings):
+    """The record of every exchange: a journal in the state directory, shipped to the store."""
+
+    enabled: Flag = Field(default=True, description="Whether exchanges are recorded.")
+    journal_max_bytes: JournalBytes = Field(
+        default=512 * MIB,
+        description="Most bytes of journal while the store is away; then the oldest segments go to journal/dead-letter in the state directory.",
+    )
+    segment_bytes: Annotated[int, Field(ge=256 << 10, le=64 * MIB)] = Field(
+        default=4 * MIB, description="Size of one segment, taken at once; at most a quarter of journal_max_bytes is used."
+    )
+    dead_letter_max_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = Field(
+        default=256 * MIB, description="Most bytes of dead letters; then the oldest are deleted."
+    )
+    end_user_keys: Names = Field(
+        default=(), description="Names of the keys that are believed when they say which end user a request is for."
+    )
+    end_user_header: str = Field(
+        default="x-openwebui-user-id",
+        pattern=r"^[A-Za-z0-9-]{0,64}$",
+        description="Header in which they say it; where it is missing, the user in the body counts.",
+    )
