@@ -285,6 +285,7 @@ class Assembly:
         deployment = self._deployments.get(key)
         if deployment is None:
             given = settings or ModelSettings()
+            server = self.config.endpoints.get(endpoint.name)
             if endpoint.provider is None and given.provider:
                 endpoint.provider = self._provider_named(given.provider)
             deployment = Deployment(
@@ -294,7 +295,13 @@ class Assembly:
                 weight=given.weight,
                 max_concurrent=given.max_concurrent,
                 mode=given.mode,
-                prices=Prices(given.cost_per_request, given.cost_per_prompt_token, given.cost_per_completion_token),
+                prices=Prices(
+                    given.cost_per_request,
+                    given.cost_per_prompt_token,
+                    given.cost_per_completion_token,
+                    given.cost_per_cached_token,
+                    server.cost_per_hour / 3600 if server is not None else 0.0,
+                ),
                 options=DeploymentOptions(
                     num_ctx=given.num_ctx,
                     keep_alive=_duration(given.keep_alive),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import time
 from pathlib import Path
 
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import state_directory
+from hx_gateway.ledger.journal import Journal
+from hx_gateway.ledger.observer import Ledger
+
+JOURNAL = "journal"
+"""Its folder in the state directory."""
+_TICK_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -24,14 +32,42 @@ class Backing:
     def __init__(self, config: GatewayConfig) -> None:
         self.config = config
         self.folder: Path | None = None  # the state directory; None until `start`, and where it cannot be written
+        self.ledger = Ledger()
+        self._ticking: asyncio.Task[None] | None = None
+
+    def adopt(self, config: GatewayConfig) -> None:
+        """Take over what a newer configuration may change while running."""
+        self.config = config
+        self.ledger.wanted = config.ledger.enabled
+        self.ledger.believe(config.ledger.end_user_header, config.ledger.end_user_keys)
 
     async def start(self) -> None:
         """Open what is kept in the state directory."""
         self.folder = _folder(state_directory(self.config.storage, os.environ))
+        settings = self.config.ledger
+        if self.folder is not None and settings.enabled:
+            journal = Journal(self.folder / JOURNAL, settings.segment_bytes, settings.journal_max_bytes, settings.dead_letter_max_bytes)
+            await asyncio.to_thread(journal.start)
+            self.ledger.journal = journal
+            self._ticking = asyncio.create_task(self._tick(journal), name="journal")
 
     async def stop(self) -> None:
         """Close everything, with nothing lost."""
+        journal, self.ledger.journal = self.ledger.journal, None
+        if self._ticking is not None:
+            self._ticking.cancel()
+            await asyncio.gather(self._ticking, return_exceptions=True)
+        if journal is not None:
+            await asyncio.to_thread(journal.stop)
         self.folder = None
+
+    async def _tick(self, journal: Journal) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            try:
+                journal.tick(time.monotonic())
+            except Exception:  # blame: the gateway's own; what is written must go on being looked after
+                _log.exception("the journal could not be looked after")
 
 
 def _folder(path: Path) -> Path | None:

@@ -75,7 +75,7 @@ class Gateway:
         self.proxy = Proxy(
             self.router,
             self._guess,
-            (self.metrics,),
+            (self.metrics, self.backing.ledger),
             find=lambda name: self.registry.find(name),
             alarm=lambda endpoint, within_s: self.monitor.soon(endpoint, within_s),
         )
@@ -103,6 +103,7 @@ class Gateway:
         run = [stage for _, stage in stages if stage is not None]
         unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve")]
 
+        self.backing.adopt(config)
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hx_gateway.config.keys import ApiKeySettings, KeyLimitSettings, KeysSettings
+from hx_gateway.config.ledger import LedgerSettings
 from hx_gateway.config.routing import FallbackSettings, PolicySettings, QueueSettings
 from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import (
@@ -48,6 +49,7 @@ __all__ = [
     "HttpSettings",
     "KeyLimitSettings",
     "KeysSettings",
+    "LedgerSettings",
     "LitellmSettings",
     "LoadBalancerSettings",
     "ModelSettings",
@@ -91,6 +93,9 @@ class ModelSettings(Settings):
     cost_per_request: Price = Field(default=0.0, description="Price of one request, in the operator's currency.")
     cost_per_prompt_token: Price = Field(default=0.0, description="Price of one prompt token.")
     cost_per_completion_token: Price = Field(default=0.0, description="Price of one completion token.")
+    cost_per_cached_token: Price | None = Field(
+        default=None, description="Price of a prompt token that the engine had in its cache; none means that of any other prompt token."
+    )
     api_key: Secret | None = Field(default=None, description="Bearer key for its endpoints, as env:NAME or file:PATH.")
     mode: Literal["", "chat", "embedding"] = Field(default="", description="What it is for; empty means anything.")
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
@@ -123,6 +128,7 @@ class EndpointSettings(Settings):
     provider: str | None = Field(default=None, min_length=1, description="Dialect it speaks, e.g. ollama or openai; none means find out.")
     api_key: Secret | None = Field(default=None, description="Bearer key for it, as env:NAME or file:PATH.")
     headers: dict[str, Secret] = Field(default={}, description="Further headers sent with each call; values may be env:NAME or file:PATH.")
+    cost_per_hour: Price = Field(default=0.0, description="Price of one hour of its work, in the operator's currency.")
     max_concurrent: Count = Field(default=0, description="Most calls at once; 0 for no limit.")
     slots: Count = Field(default=0, description="Requests it works on at the same time; 0 takes what it tells.")
     memory_gb: Annotated[float, Field(ge=0, le=1e6)] = Field(
@@ -190,6 +196,7 @@ class GatewayConfig(Settings):
     cors: CorsSettings = Field(default=CorsSettings(), description="Which web pages may call from a browser.")
     pipeline: PipelineSettings = Field(default=PipelineSettings(), description="The visible order of stages.")
     monitoring: MonitoringSettings = Field(default=MonitoringSettings(), description="What is shown to operators, and where.")
+    ledger: LedgerSettings = Field(default=LedgerSettings(), description="The record of every exchange.")
     storage: StorageSettings = Field(default=StorageSettings(), description="Stores that are used when they are there.")
     litellm: LitellmSettings = Field(default=LitellmSettings(), description="An existing LiteLLM installation.")
     embeddings: EmbeddingsSettings = Field(default=EmbeddingsSettings(), description="Embeddings the gateway makes for itself.")

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from hx_gateway.core.errors import CATALOGUE
 from hx_gateway.health.summary import deployment_usable
+from hx_gateway.ledger.observer import Ledger
 from hx_gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS, Metrics, Times
 
 if TYPE_CHECKING:
@@ -22,8 +23,18 @@ _BLAME = {kind.code: kind.blame.value for kind in CATALOGUE}
 _BREAKER_STATES = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
 
 
+class Kept(Protocol):
+    """What keeps something for the gateway."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+
 class Observed(Protocol):
     """What is reported on: the gateway, as far as it is needed here."""
+
+    @property
+    def backing(self) -> Kept: ...
 
     @property
     def registry(self) -> Registry: ...
@@ -62,6 +73,7 @@ class GatewayCollector(Collector):
         yield from _times_taken(observed.metrics)
         yield from _endpoints(observed.registry)
         yield from _deployments(observed.registry)
+        yield from _ledger(observed.backing.ledger)
 
 
 def _requests(metrics: Metrics) -> Iterator[Metric]:
@@ -170,6 +182,28 @@ def _deployments(registry: Registry) -> Iterator[Metric]:
         if target.deployments:
             available.add_metric([target.name], usable / len(target.deployments))
     yield from (in_flight, breaker, limit, available)
+
+
+def _ledger(ledger: Ledger) -> Iterator[Metric]:
+    journal = ledger.journal
+    written, lost, buried, discarded, pending = (
+        (journal.records, journal.lost, journal.dead_lettered, journal.discarded, journal.pending_bytes)
+        if journal is not None
+        else (0,) * 5
+    )
+    yield CounterMetricFamily("hx_gateway_journal_records", "Usage records written to the journal.", value=written)
+    yield CounterMetricFamily(
+        "hx_gateway_journal_lost",
+        "Usage records that could not be written: the disk or the journal is full.",
+        value=lost + ledger.unrecorded,
+    )
+    yield CounterMetricFamily(
+        "hx_gateway_journal_dead_lettered", "Usage records moved aside because the journal was full and the store away.", value=buried
+    )
+    yield CounterMetricFamily(
+        "hx_gateway_journal_discarded", "Segments of dead letters deleted because those were full, too.", value=discarded
+    )
+    yield GaugeMetricFamily("hx_gateway_journal_pending_bytes", "Journal of all workers that is not in the store yet.", value=pending)
 
 
 def collectors(observed: Observed, version: str) -> CollectorRegistry:

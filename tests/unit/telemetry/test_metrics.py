@@ -16,6 +16,7 @@ from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
 from hx_gateway.fleet.registry import Registry, Target
+from hx_gateway.ledger.observer import Ledger
 from hx_gateway.telemetry.exposition import collectors, render
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.testing.factories import DeafClient
@@ -31,12 +32,20 @@ class Facts:
 
 
 @dataclass
+class Kept:
+    """What keeps something for it."""
+
+    ledger: Ledger = field(default_factory=Ledger)
+
+
+@dataclass
 class Observed:
     """A gateway, as far as metrics look at it."""
 
     metrics: Metrics
     registry: Registry = field(default_factory=lambda: Registry({"hx-chat": TARGET}, {"llm-01": ENDPOINT}))
     started_wall_s: float = 1_700_000_000.0
+    backing: Kept = field(default_factory=Kept)
     draining: bool = False
     ready: bool = True
 
