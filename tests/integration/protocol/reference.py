@@ -6,7 +6,7 @@ import re
 
 _START = re.compile(rb"([A-Z-]+) +([\x21-\x7e\x80-\xff]+) +(?:HTTP|RTSP)/1\.([01])\Z")  # llhttp takes RTSP for HTTP
 _LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*((?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)[ \t]*\Z")
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(;.*)?\Z", re.DOTALL)
+_SIZE = re.compile(rb"(0*[0-9A-Fa-f]{1,16})(;.*)?\Z", re.DOTALL)
 
 
 class Unreadable(Exception):
