@@ -80,11 +80,15 @@ class Deployment:
         self.breaker.threshold = other.breaker.threshold
         self.breaker.timeout_s = other.breaker.timeout_s
 
+    def akin(self, other: Deployment) -> bool:
+        """Whether another one may be taken to be as fast, where nothing is known: it has the same model, all of it on an accelerator."""
+        # Outside the accelerator's memory other speeds hold, which the probes foretell.
+        return other is not self and other.model == self.model and other.spilled <= 0.0 and self.spilled <= 0.0
+
     def inform(self, siblings: Iterable[Deployment]) -> None:
         """Tell deployments of the same model, of which nothing was seen yet, what was seen here."""
         for sibling in siblings:
-            # Outside the accelerator's memory other speeds hold, which the probes foretell.
-            if sibling is not self and sibling.model == self.model and sibling.spilled <= 0.0 and self.spilled <= 0.0:
+            if self.akin(sibling):
                 sibling.pace.guess(self.pace)
 
     @property

@@ -7,6 +7,8 @@ LESSON_S = 0.02
 _FORGET_S = 1.0  # half-life of a failure: a server that is not asked again would never be forgiven otherwise
 _IN_LINE = 0.1  # share of the usual time of an answer, and
 _IN_LINE_S = 0.05  # seconds: who waited longer than both together waited for a slot
+_SILENT = 20.0  # times the usual time of an answer without one, and
+_SILENT_S = 30.0  # at least so many seconds: what was learned is old
 _ODD = 20.0  # an observation this many times off the average moves it by a bounded step only
 
 
@@ -20,8 +22,8 @@ class Pace:
     """
 
     __slots__ = (
-        "_reading", "_writing", "decode_rate", "failed_s", "failures", "first_byte_s", "learn_at_s", "load_s", "output_tokens", "prefill_rate", "seen",
-        "service_s", "slots",
+        "_reading", "_writing", "decode_rate", "failed_s", "failures", "first_byte_s", "learn_at_s", "load_s", "old_s", "output_tokens",
+        "prefill_rate", "seen", "service_s", "slots",
     )  # fmt: skip
 
     def __init__(self, prefill_rate: float = 5000.0, decode_rate: float = 40.0, load_s: float = 8.0) -> None:
@@ -37,6 +39,7 @@ class Pace:
         self.slots = 0.0  # requests it works on at once, about; 0.0 until one was seen to wait for a slot
         self._reading = _Rate(prefill_rate)
         self._writing = _Rate(decode_rate)
+        self.old_s = 0.0  # monotonic time from which what was learned is old
         self.learn_at_s = 0.0  # monotonic time of the next lesson: a busy deployment need not teach with every answer
 
     def answered(
@@ -67,6 +70,7 @@ class Pace:
         self.service_s = _mixed(self.service_s, service_s - load_s, self.seen)
         self.first_byte_s = _mixed(self.first_byte_s, first_byte_s - load_s, self.seen)
         self.failures *= 1.0 - _SHARE
+        self.old_s = self.learn_at_s + max(_SILENT * self.service_s, _SILENT_S)
         if load_s > 0.0:
             self.load_s = _mixed(self.load_s, load_s, 2)
         if written_tokens > 0.0:
@@ -97,6 +101,12 @@ class Pace:
             self.prefill_rate = sibling.prefill_rate
         if not self._writing.count:
             self.decode_rate = sibling.decode_rate
+
+    def forget(self, sibling: Pace) -> None:
+        """Take it to be like a sibling until its next answer, which counts as the first: a slow server may have healed."""
+        self._reading.count = self._writing.count = self.seen = 0
+        self.guess(sibling)
+        self.service_s, self.first_byte_s = sibling.service_s, sibling.first_byte_s
 
     def failed(self, now_s: float = 0.0) -> None:
         """Learn from a call that failed by the server's fault."""

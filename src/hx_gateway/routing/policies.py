@@ -13,7 +13,7 @@ from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.pickers import BUILT_IN as PICKERS
 from hx_gateway.routing.pickers import Picker
 from hx_gateway.routing.terms import BUILT_IN as TERMS
-from hx_gateway.routing.terms import EXCHANGED, Term
+from hx_gateway.routing.terms import EXCHANGED, PACED, Term
 
 BAND_S = 0.005  # candidates this close to the best are as good: chosen among at random, so that stale knowledge draws no herd
 BAND_SHARE = 0.02
@@ -30,6 +30,7 @@ class Policy:
         picker: Picks by its own rule; None takes the least total.
         affine: Whether what is cached where matters, so that prompts must be looked into.
         weights: How often the seconds of a term count, where that is not once.
+        paced: Whether learned speeds matter.
     """
 
     name: str
@@ -37,10 +38,12 @@ class Policy:
     picker: Picker | None = None
     affine: bool = False
     weights: Mapping[str, float] = field(init=False)
+    paced: bool = field(init=False)
 
     def __post_init__(self) -> None:
         weights = {name: weight for name, _, weight in self.terms if weight != 1.0 and name not in EXCHANGED}
         object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "paced", any(name in PACED for name, _, _ in self.terms))
 
     def seconds(self, ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> dict[str, float]:
         """The seconds of each term; times the `weights` they add up to the total that is compared."""

@@ -188,6 +188,10 @@ class Router:
         return warm
 
     def _scored(self, ask: Ask, policy: Policy, usable: list[Deployment], now_s: float, decision: Decision | None) -> Deployment:
+        if policy.paced:
+            unsure = [deployment for deployment in usable if deployment.pace.old_s <= now_s]
+            if unsure and len(unsure) < len(usable):
+                usable = _ventured(unsure, usable, now_s, decision)
         cached = self.cached(ask, usable) if policy.affine else [0.0] * len(usable)
         # One length for all: what the answer will be does not depend on where it is written, and chance differences would steer.
         ask.usual_tokens = sum([deployment.pace.output_tokens for deployment in usable]) / len(usable)
@@ -338,6 +342,30 @@ class Router:
             if deployment.weight and deployment.endpoint.cool_until_s < inf
         ]
         return max(1.0, min(waits, default=1.0))
+
+
+def _ventured(unsure: list[Deployment], usable: list[Deployment], now_s: float, decision: Decision | None) -> list[Deployment]:
+    """Those that take part in a choice by speed, where of some nothing is known, or nothing any more.
+
+    They count as fast as the fastest of their siblings, so that they are not left to starve; but with no more requests
+    at a time than the least busy of these, and one at least, so that they are not flooded before one was answered.
+    """
+    sure = [deployment for deployment in usable if deployment.pace.old_s > now_s]
+    left_out = []
+    for deployment in unsure:
+        siblings = [one for one in sure if deployment.akin(one)]
+        if not siblings:
+            continue
+        if deployment.pace.seen and not deployment.in_flight:
+            deployment.pace.forget(max((one.pace for one in siblings), key=lambda pace: pace.decode_rate))
+        if not deployment.pace.seen and deployment.in_flight >= max(1, min(one.in_flight for one in siblings)):
+            left_out.append(deployment)
+    if not left_out:
+        return usable
+    if decision is not None:
+        reason = "its speed is not known (any more): it gets few requests until it has answered one"
+        decision.candidates += [Candidate(deployment, reason) for deployment in left_out]
+    return [deployment for deployment in usable if deployment not in left_out]
 
 
 def _decided(decision: Decision | None, chosen: Deployment | None, rule: str) -> Deployment | None:

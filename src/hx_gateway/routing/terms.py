@@ -19,6 +19,8 @@ BUILT_IN = {
 }
 EXCHANGED = ("price", "busy")
 """Terms that are no seconds: their weight says how many seconds one of them is worth."""
+PACED = ("wait", "prefill", "decode", "first_byte")
+"""Terms that go by what was learned of a deployment's speed."""
 _RETRY_S = 2.0  # what a failed call costs the client: noticing it and asking again
 
 
