@@ -24,6 +24,7 @@ from hx_gateway.dataplane.forward import Forward
 from hx_gateway.dataplane.pipeline import STAGES, Pipeline
 from hx_gateway.dataplane.proxy import Proxy
 from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.fleet.ghosts import lay
 from hx_gateway.fleet.registry import Registry
 from hx_gateway.health.discovery import discover
 from hx_gateway.health.monitor import Monitor
@@ -291,6 +292,7 @@ class Gateway:
             for endpoint in [*self.assembly.endpoints.values(), *self._retired]:
                 try:
                     endpoint.pool.sweep(now_s)
+                    lay(endpoint, now_s)
                 except Exception:  # blame: the gateway's own; deadlines must go on being kept
                     _log.exception("sweeping the connections to %s failed", endpoint.name)
             # Who waits for a place may still be meant for one of them.

@@ -315,7 +315,10 @@ class Run(Passage):
         if self.call is not None:
             self.call.cancel()
         if self.leased:
-            verdict.abandoned(self._release(), self.trials)
+            deployment, ask = self._release(), self.ask
+            verdict.abandoned(deployment, self.trials)
+            if not self.begun:
+                verdict.left(deployment, self.exchange, ask.prompt_tokens - ask.believed_tokens if ask else 0.0, monotonic())
             self._cut_off()
         elif self.queued_at_s:
             self._waited()

@@ -9,6 +9,7 @@ from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Blame, Failure
 from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.ghosts import haunt
 from hx_gateway.fleet.pace import LESSON_S
 
 ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
@@ -108,6 +109,19 @@ def unreadable(error: Exception, deployment: Deployment, exchange: Exchange) -> 
         return error
     _log.error("answer of %s to request %s could not be read", deployment.endpoint.name, exchange.id, exc_info=error)
     return Failure(errors.BAD_RESPONSE, "the model server's answer could not be read")
+
+
+def left(deployment: Deployment, exchange: Exchange, tokens: float, now_s: float) -> None:
+    """The client went away before the first byte.
+
+    Args:
+        deployment: Where it was asked.
+        exchange: With the time of the call.
+        tokens: Of the prompt, believed not to be cached; 0.0 where nobody counted.
+        now_s: Monotonic time.
+    """
+    pace = deployment.pace
+    haunt(deployment, exchange.call_s, max(pace.first_byte_s, tokens / pace.prefill_rate), now_s)
 
 
 def abandoned(deployment: Deployment, trials: tuple[int, int]) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hx_gateway.core.context import HOT_ROUTES
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.facts import EndpointFacts
 from hx_gateway.fleet.residency import Residency
+
+if TYPE_CHECKING:
+    from hx_gateway.fleet.ghosts import Ghost
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Endpoint:
     """
 
     __slots__ = (
-        "address", "api_key", "breaker", "cache_trust", "configured_slots", "cool_until_s", "deadlines", "disk_rate", "facts", "head",
+        "address", "api_key", "breaker", "cache_trust", "configured_slots", "cool_until_s", "deadlines", "disk_rate", "facts", "ghosts", "head",
         "in_flight", "max_concurrent", "name", "paths", "pending_s", "pool", "provider", "residency", "response_head", "slots", "tls",
     )  # fmt: skip
 
@@ -120,6 +123,7 @@ class Endpoint:
         self.breaker = breaker or Breaker()
         self.facts = EndpointFacts()
         self.in_flight = 0
+        self.ghosts: list[Ghost] = []  # in flight, too
         self.pending_s = 0.0  # seconds of reading prompts that were sent and not yet answered by a first byte
         self.configured_slots = slots
         self.slots = slots  # as configured, else as the server tells; 0 for unknown

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hx_gateway.config.schema import GatewayConfig, ServiceSettings
 from hx_gateway.control.dependencies import GatewayOf, Visitor
+from hx_gateway.control.stores import sql_state
 from hx_gateway.core.context import Identity
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
@@ -99,7 +100,7 @@ class DeploymentStatus(BaseModel):
     healthy: bool | None = Field(description="by the last probe; null before the first")
     error: str | None
     checked_s_ago: float | None = Field(description="seconds since the last probe")
-    in_flight: int
+    in_flight: int = Field(description="requests under way, one that Ollama still reads for a client that left included")
     max_concurrent: int | None
     weight: float
     breaker: BreakerState
@@ -170,14 +171,15 @@ def _embedding_model(config: GatewayConfig, registry: Registry) -> str | None:
     )
 
 
-async def dependencies(gateway: GatewayOf) -> Dependencies:
-    """The stores' state."""
+async def dependencies(gateway: GatewayOf, identity: Visitor) -> Dependencies:
+    """The stores' state; addresses, paths and errors are told to admin keys only."""
     storage = gateway.config.storage
-    configured = {"postgres": storage.database_url, "redis": storage.redis_url, "qdrant": storage.qdrant_url}
+    configured = {"redis": storage.redis_url, "qdrant": storage.qdrant_url}
     states: dict[str, Any] = {name: None if url is None else False for name, url in configured.items()}
     details = {
         name: "not configured" if url is None else "configured, but this release does not use it yet" for name, url in configured.items()
     }
+    states["postgres"], details["postgres"] = sql_state(gateway.backing, identity is not None and identity.admin)
     model = _embedding_model(gateway.config, gateway.registry)
     if model is not None:
         target = gateway.registry.find(model)
