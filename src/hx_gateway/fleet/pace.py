@@ -9,6 +9,7 @@ _IN_LINE = 0.1  # share of the usual time of an answer, and
 _IN_LINE_S = 0.05  # seconds: who waited longer than both together waited for a slot
 _SILENT = 20.0  # times the usual time of an answer without one, and
 _SILENT_S = 30.0  # at least so many seconds: what was learned is old
+_MOSTLY = 0.5  # share of the work on a whole answer that has to be writing to learn from it
 _ODD = 20.0  # an observation this many times off the average moves it by a bounded step only
 
 
@@ -76,6 +77,11 @@ class Pace:
         if written_tokens > 0.0:
             self.output_tokens = _mixed(self.output_tokens, written_tokens, self.seen)
             writing_s = service_s - first_byte_s
+            if not writing_s and (alone or line_s >= 0.0):  # it came whole: what was neither waiting, loading nor reading was writing
+                worked_s = service_s - load_s - max(line_s, 0.0)
+                writing_s = worked_s - read_tokens / self.prefill_rate
+                if writing_s < _MOSTLY * worked_s:
+                    writing_s = 0.0  # the guess at reading decides too much
             if writing_s > 0.0 and written_tokens > 4:
                 self.decode_rate = self._writing.seen(self.decode_rate, written_tokens, writing_s)
         if line_s >= 0.0:

@@ -85,3 +85,17 @@ def test_a_host_whose_slots_nobody_told_is_relieved_in_time() -> None:
     arrivals = generate("zipf:models=6,rate=1.2,requests=1500", list(told.models), 1)
     waits = [[simulate(plan, arrivals, "intelligent", seed).first_token_s["p90"] for seed in (1, 2, 3)] for plan in (told, untold)]
     assert sum(waits[1]) <= 1.3 * sum(waits[0]), waits
+
+
+def test_answers_that_come_whole_teach_how_fast_they_are_written() -> None:
+    pace = Pace()
+    pace.answered(21.0, 21.0, 5000, 100, alone=False)
+    assert pace.decode_rate == Pace().decode_rate, "it may have waited for others"
+    pace.answered(21.0, 21.0, 5000, 100, alone=True)
+    assert pace.decode_rate == 5.0  # a second of reading, as is assumed
+    slower = Pace()
+    slower.answered(31.0, 31.0, 5000, 100, alone=False, load_s=4.0, line_s=6.0, among=3)
+    assert slower.decode_rate == 5.0  # the server told what of it was work
+    reading = Pace()
+    reading.answered(1.1, 1.1, 5000, 100, alone=True)
+    assert reading.decode_rate == Pace().decode_rate, "what is left after reading is too little to go by"
