@@ -12,6 +12,7 @@ from hx_gateway.dataplane.stages.authenticate import refused, token_of
 from hx_gateway.telemetry.exposition import Observed
 
 if TYPE_CHECKING:
+    from hx_gateway.backing import Backing
     from hx_gateway.config.schema import GatewayConfig
 
 
@@ -39,6 +40,9 @@ class Gateway(Observed, Protocol):
 
     @property
     def clock(self) -> Clock: ...
+
+    @property
+    def backing(self) -> Backing: ...
 
     @property
     def reloading(self) -> Any: ...

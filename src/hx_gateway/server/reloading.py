@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.5
 _TRIES = 3
-_FIXED = ("service", "cors", "monitoring")
+_FIXED = ("service", "cors", "monitoring", "storage")
 _log = logging.getLogger(__name__)
 
 

@@ -116,6 +116,7 @@ def configure_logs(level: str = "INFO", format: str = "console", stream: TextIO 
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+    logging.getLogger("alembic").setLevel(max(root.level, logging.WARNING))  # it tells every plug-in of its own
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

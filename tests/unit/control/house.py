@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from hx_gateway.access.keys import KeyRing
+from hx_gateway.backing import Backing
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.control.app import create_app
 from hx_gateway.core.clock import ManualClock
@@ -65,6 +66,7 @@ class House:
         self.config = GatewayConfig.model_validate(config or {})
         self.registry = registry or fleet()
         self.keys = KeyRing.from_config(self.config)
+        self.backing = Backing(self.config)  # not started: nothing is kept
         self.clock = ManualClock(500.0)
         self.started_wall_s = self.clock.wall()
         self.metrics = Metrics(self.clock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -33,7 +34,7 @@ class Store:
     Args:
         url: ``sqlite:///path``, ``postgresql://…`` or ``postgres://…``, as `config.storage.database_fault` lets pass.
         statement_s: The longest that one statement may take on Postgres, in seconds.
-        connections: The most connections that are kept.
+        connections: How many connections are kept; twice as many may be in use for a while.
 
     Attributes:
         kind: ``sqlite`` or ``postgresql``.
@@ -47,7 +48,12 @@ class Store:
         self.url = url
         self.path = Path(url.removeprefix("sqlite:///")).expanduser() if url.startswith("sqlite:") else None
         self.kind = "sqlite" if self.path is not None else "postgresql"
-        options: dict[str, Any] = {"hide_parameters": True, "pool_size": connections, "max_overflow": 0, "pool_timeout": 2 * CONNECT_S}
+        options: dict[str, Any] = {
+            "hide_parameters": True,
+            "pool_size": connections,
+            "max_overflow": connections,
+            "pool_timeout": 2 * CONNECT_S,
+        }
         if self.path is not None:
             address = f"sqlite+aiosqlite:///{self.path}"
             self.engine = create_async_engine(address, connect_args={"timeout": _BUSY_S}, **options)
@@ -80,6 +86,16 @@ class Store:
             async with self.engine.connect() as connection:
                 await connection.execution_options(**{_READING: True})
                 yield connection
+
+    async def ping(self) -> None:
+        """Look whether the database answers, for some seconds at most.
+
+        Raises:
+            StoreError: It does not.
+        """
+        with self._told():
+            async with asyncio.timeout(CONNECT_S), self.reading() as connection:
+                await connection.execute(text("SELECT 1"))
 
     async def close(self) -> None:
         """Close every connection."""

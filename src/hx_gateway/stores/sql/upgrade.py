@@ -86,6 +86,18 @@ async def upgrade(url: str, to: str = "head") -> Upgrade:
         await store.close()
 
 
+async def ready(store: Store) -> bool:
+    """Whether the database has the newest schema; a SQLite file that is missing is not made.
+
+    Raises:
+        StoreError: The database cannot be used.
+    """
+    if store.path is not None and not store.path.exists():
+        return False
+    async with store.reading() as connection:
+        return await connection.run_sync(revision_of) == newest()
+
+
 def revision_of(connection: Connection) -> str:
     """The revision of a database; empty when there is none."""
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision() or ""
