@@ -18,6 +18,7 @@ from types import FrameType
 from hx_gateway.config.load import Loaded
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
+from hx_gateway.server.housekeeper import Housekeeper
 from hx_gateway.telemetry.logs import configure_logs
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 78
@@ -77,13 +78,16 @@ def serve(loaded: Loaded, again: Callable[[], Loaded] | None = None) -> int:
         for problem in loaded.blockers:
             _say(str(problem))
         return EXIT_CONFIG
+    keeper = Housekeeper(config)  # first of all: what is forked later is larger, and holds the port
     try:
         if config.service.workers > 1:
-            return _Workers(loaded, again).run()
+            return _Workers(loaded, again, keeper.leave).run()
         return _work(loaded, again, listen(config.service.host, config.service.port, False), 1, None)
     except CannotServe as error:
         _say(f"hx-gateway: {error}")
         return EXIT_FAILED
+    finally:
+        keeper.close()
 
 
 def _work(
@@ -157,8 +161,9 @@ class _Workers:
     while a worker is being replaced wait for its successor instead of being refused.
     """
 
-    def __init__(self, loaded: Loaded, again: Callable[[], Loaded] | None) -> None:
+    def __init__(self, loaded: Loaded, again: Callable[[], Loaded] | None, forked: Callable[[], None]) -> None:
         self.loaded = loaded
+        self.forked = forked  # called first in every process made from this one
         self.again = again
         self.config = config = loaded.config
         self.count = config.service.workers
@@ -177,7 +182,7 @@ class _Workers:
     def run(self) -> int:
         """Work until told to stop and all workers have ended; returns the exit status."""
         if any(model.path for model in self.config.models.values()):
-            self.local_pid, self.local = _serve_local(self.config)
+            self.local_pid, self.local = _serve_local(self.config, self.forked)
         _on_end(self._stop)
         signal.signal(signal.SIGHUP, self._pass_on)
         gc.freeze()  # pages that nobody writes to stay shared with the workers
@@ -220,6 +225,7 @@ class _Workers:
 
     def _fork(self, number: int) -> None:
         def child() -> int:
+            self.forked()
             for other, listener in enumerate(self.listeners):
                 if other != number:
                     listener.close()
@@ -242,6 +248,8 @@ class _Workers:
                 self.status = EXIT_FAILED
                 _log.error("the process that serves model files ended with status %d; the gateway stops", code)
                 continue
+            if pid not in self.pids:
+                continue  # as the first process of a container we inherit what others leave behind
             number = self.pids.pop(pid)
             lived_s = time.monotonic() - self.born_s.pop(pid)
             if self.stopping:
@@ -270,11 +278,12 @@ def _forked(child: Callable[[], int]) -> int:
         os._exit(status)
 
 
-def _serve_local(config: GatewayConfig) -> tuple[int, Places]:
+def _serve_local(config: GatewayConfig, forked: Callable[[], None]) -> tuple[int, Places]:
     """Serve models given as files from one child process for all workers; returns its id and where they are served."""
     reading, writing = os.pipe()
 
     def child() -> int:
+        forked()
         os.close(reading)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
