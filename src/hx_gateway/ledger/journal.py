@@ -17,10 +17,12 @@ from zlib import crc32
 import msgspec
 
 from hx_gateway.core.identifiers import RequestIds
+from hx_gateway.ledger.letters import segments, set_aside, sized
 from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.ledger.segment import LARGEST, START, SUFFIX, Segment, grasp, read_head
 
-DEAD_LETTER = "dead-letter"
+FOLDER = "journal"
+"""Its name in the state directory."""
 _WAITING = 4096  # records kept in memory while the next segment is being made
 _OLDEST_S = 900.0  # a segment is closed after this time, so that what was shipped of it can go
 _SAY_AGAIN_S = 60.0
@@ -198,9 +200,9 @@ class Journal:
             OSError: The bound cannot be kept.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        segments = _sized(self.folder)
-        excess = sum(size for _, size in segments) + self.segment_bytes - self.max_bytes
-        for path, size in segments:
+        present = sized(self.folder)
+        excess = sum(size for _, size in present) + self.segment_bytes - self.max_bytes
+        for path, size in present:
             if excess <= 0:
                 return
             if self._bury(path):
@@ -216,24 +218,13 @@ class Journal:
         try:
             head = read_head(os.pread(descriptor, START, 0))
             records = max(0, head.records - head.shipped_records) if head is not None else 0
-            folder = self.folder / DEAD_LETTER
-            folder.mkdir(mode=0o700, exist_ok=True)
-            path.rename(folder / path.name)
+            self.discarded += set_aside(path, self.dead_letter_max_bytes)
             self.dead_lettered += records
             _log.error(
                 "the journal is full (ledger.journal_max_bytes): %s with about %d usage records not yet in the store goes to the dead letters",
                 path.name,
                 records,
             )
-            letters = _sized(folder)
-            excess = sum(size for _, size in letters) - self.dead_letter_max_bytes
-            for letter, size in letters:
-                if excess <= 0:
-                    break
-                letter.unlink(missing_ok=True)
-                excess -= size
-                self.discarded += 1
-                _log.error("the dead letters are full (ledger.dead_letter_max_bytes): %s is deleted", letter.name)
         finally:
             os.close(descriptor)
         return True
@@ -241,7 +232,7 @@ class Journal:
     def _look(self) -> None:
         """Count what is not shipped yet, and clear away what was never finished being made."""
         pending = 0
-        for path in self.folder.glob(f"*{SUFFIX}"):
+        for path in segments(self.folder):
             with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
                 head = read_head(file.read(START))
                 if head is not None:
@@ -262,17 +253,3 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"<Journal {self._current!r} records={self.records} lost={self.lost}>"
-
-
-def segments(folder: Path) -> list[Path]:
-    """The segments in a folder, oldest first."""
-    return sorted(folder.glob(f"*{SUFFIX}"))
-
-
-def _sized(folder: Path) -> list[tuple[Path, int]]:
-    """The same with their sizes in bytes."""
-    found: list[tuple[Path, int]] = []
-    for path in segments(folder):
-        with suppress(FileNotFoundError):
-            found.append((path, path.stat().st_size))
-    return found

@@ -26,40 +26,42 @@ class Reading(NamedTuple):
     damaged: int
 
 
-def read(data: bytes, start: int, salt: int, most: int, finished: bool) -> Reading:
+def read(data: bytes, base: int, start: int, salt: int, most: int, finished: bool) -> Reading:
     """Read records.
 
     Args:
-        data: The segment's bytes from offset ``start`` on.
-        start: Offset of the first byte, a multiple of 8.
+        data: The segment's bytes from offset ``base`` to its end.
+        base: A multiple of 8.
+        start: Offset of the first record to read.
         salt: The segment's.
         most: Records after which to stop.
         finished: Whether nobody writes to it any more. In a segment being written, what is no whole record may be one in a
             moment: reading stops there. In a finished one, damage is skipped up to the next whole record.
     """
     records: list[tuple[UsageRecord, int]] = []
-    at = damaged = 0
+    at = start - base
+    damaged = 0
     while len(records) < most:
-        payload = payload_at(data, at, start + at, salt)
+        payload = payload_at(data, at, base + at, salt)
         if payload is None:
-            following = _resume(data, at, start, salt) if finished else -1
+            following = _resume(data, at, base, salt) if finished else -1
             if following < 0:
                 break
             damaged += 1
             at = following
             continue
-        at = after(start + at, len(payload)) - start
+        at = after(base + at, len(payload)) - base
         try:
-            records.append((_decode(payload), start + at))
+            records.append((_decode(payload), base + at))
         except (msgspec.DecodeError, UnicodeDecodeError):
             damaged += 1  # whole, but of a kind this release cannot read
-    return Reading(records, start + at, damaged)
+    return Reading(records, base + at, damaged)
 
 
-def _resume(data: bytes, at: int, start: int, salt: int) -> int:
+def _resume(data: bytes, at: int, base: int, salt: int) -> int:
     """Index of the next whole frame behind ``at``; -1 for none."""
     end = len(data.rstrip(b"\0"))
     for index in range(at + 8, end, 8):
-        if payload_at(data, index, start + index, salt) is not None:
+        if payload_at(data, index, base + index, salt) is not None:
             return index
     return -1

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from hx_gateway.ledger.journal import Journal, segments
+from hx_gateway.ledger.journal import Journal
+from hx_gateway.ledger.letters import segments
 from hx_gateway.ledger.reading import Reading, read
 from hx_gateway.ledger.record import VERSION, UsageRecord
 from hx_gateway.ledger.segment import START, grasp, read_head
@@ -60,7 +61,7 @@ def a_journal(folder: Path, **settings: int) -> Journal:
 def reading(data: bytes, finished: bool = True, most: int = 1 << 30) -> Reading:
     """What the bytes of a whole segment give."""
     head = read_head(data)
-    return read(data[START:], START, head.salt, most, finished) if head is not None else Reading([], START, 0)
+    return read(data[START:], START, START, head.salt, most, finished) if head is not None else Reading([], START, 0)
 
 
 def found(folder: Path) -> list[UsageRecord]:

@@ -13,7 +13,8 @@ import pytest
 from tests.unit.ledger.records import MIB, a_journal, a_record, encoded, finished, found, reading
 
 from hx_gateway.ledger import journal as room
-from hx_gateway.ledger.journal import DEAD_LETTER, Journal, segments
+from hx_gateway.ledger.journal import Journal
+from hx_gateway.ledger.letters import FOLDER, segments
 from hx_gateway.ledger.segment import START, grasp, note_shipped, read_head
 
 
@@ -106,7 +107,7 @@ def test_a_full_journal_moves_its_oldest_finished_segments_aside_and_says_so(tmp
         fill(journal, range(12000))
     journal.stop()
     kept = [record.prompt_tokens for record in found(tmp_path)]
-    aside = [record.prompt_tokens for record in found(tmp_path / DEAD_LETTER)]
+    aside = [record.prompt_tokens for record in found(tmp_path / FOLDER)]
     assert aside + kept == list(range(12000)) and aside and kept
     assert journal.dead_lettered == len(aside) and journal.lost == 0
     assert sum(path.stat().st_size for path in segments(tmp_path)) <= MIB
@@ -118,9 +119,9 @@ def test_dead_letters_are_bounded_too(tmp_path: Path, caplog: pytest.LogCaptureF
     journal.start()
     fill(journal, range(16000))
     journal.stop()
-    assert sum(path.stat().st_size for path in segments(tmp_path / DEAD_LETTER)) <= 600 << 10
+    assert sum(path.stat().st_size for path in segments(tmp_path / FOLDER)) <= 600 << 10
     assert journal.discarded > 0 and "is deleted" in caplog.text
-    kept = [record.prompt_tokens for record in [*found(tmp_path / DEAD_LETTER), *found(tmp_path)]]
+    kept = [record.prompt_tokens for record in [*found(tmp_path / FOLDER), *found(tmp_path)]]
     assert kept == list(range(kept[0], 16000)), "the newest are kept"
 
 
@@ -146,7 +147,7 @@ def test_a_segment_that_is_being_read_is_not_moved(tmp_path: Path) -> None:
     oldest = segments(tmp_path)[0]
     descriptor = grasp(oldest)
     fill(journal, range(4000, 12000))
-    assert oldest.exists() and segments(tmp_path / DEAD_LETTER)
+    assert oldest.exists() and segments(tmp_path / FOLDER)
     os.close(descriptor)
     journal.stop()
 

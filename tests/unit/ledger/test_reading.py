@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.ledger.records import a_journal, a_record, encoded, reading
 
-from hx_gateway.ledger.journal import segments
+from hx_gateway.ledger.letters import segments
 from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.ledger.segment import START, read_head
 
@@ -112,7 +112,7 @@ def test_reading_goes_on_where_it_stopped() -> None:
     assert head is not None
     from hx_gateway.ledger.reading import read
 
-    rest = read(data[first.end :], first.end, head.salt, 1000, False)
+    rest = read(data[START:], START, first.end, head.salt, 1000, False)
     assert encoded([record for record, _ in [*first.records, *rest.records]]) == list(known)
 
 
