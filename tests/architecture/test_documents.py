@@ -49,6 +49,13 @@ def test_relative_links_resolve(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=shown)
+def test_a_test_that_a_page_names_is_there(path: Path) -> None:
+    for name, file in re.findall(r"\[(test_\w+)\]\(([^)]+\.py)\)", path.read_text(encoding="utf-8")):
+        tests = (path.parent / file).read_text(encoding="utf-8")
+        assert re.search(rf"def {name}\(", tests), f"{shown(path)}: {file} has no {name}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=shown)
 def test_a_document_opens_with_its_title(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# "), f"{shown(path)} has no title"
 
