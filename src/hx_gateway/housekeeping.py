@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url
+from hx_gateway.ledger.journal import FOLDER
+from hx_gateway.stores.shipping import Shipping
 
 if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
@@ -65,7 +67,8 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
         config: The configuration.
         folder: The state directory.
     """
-    return []
+    settings = config.ledger
+    return [Shipping(folder / FOLDER, settings.dead_letter_max_bytes)] if settings.enabled else []
 
 
 class Housekeeping:
