@@ -50,18 +50,21 @@ class Gateway:
 
     Args:
         config: The configuration.
-        workers: How many processes share its limits.
+        workers: How many processes serve the port.
         local: Model servers started elsewhere for models given as files: model name to pairs of URL and key. None
             starts them here.
+        memory: File descriptor of `access.table.shared_memory` for limits where nothing can be kept on disk; -1 for none.
     """
 
-    def __init__(self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None) -> None:
+    def __init__(
+        self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None, memory: int = -1
+    ) -> None:
         self.config = config
         self.workers = workers
         self.clock = SystemClock()
         self.ids = RequestIds(self.clock.wall)
         self.metrics = Metrics(self.clock)
-        self.backing = Backing(config)
+        self.backing = Backing(config, memory)
         self.started_wall_s = self.clock.wall()
         self.ready = False
         self.draining = False
@@ -76,7 +79,7 @@ class Gateway:
         self.proxy = Proxy(
             self.router,
             self._guess,
-            (self.metrics, self.backing.ledger),
+            (self.metrics, self.backing.ledger, self.backing.metering),
             find=lambda name: self.registry.find(name),
             alarm=lambda endpoint, within_s: self.monitor.soon(endpoint, within_s),
         )
@@ -188,10 +191,6 @@ class Gateway:
             }
             for id, name, rule, deployment, attempt, reason in (latest[:limit] if limit else latest)
         ]
-
-    def share(self, limit: int) -> int:
-        """This worker's part of a limit that all workers keep together; at least 1, or 0 for no limit."""
-        return max(1, limit // self.workers) if limit else 0
 
     def provider_named(self, name: str) -> Provider:
         """The provider of that name, one instance each.
@@ -317,8 +316,7 @@ class _Plan:
         self._gateway = gateway
         self.config = config
         self.keys = keys
-        self.workers = gateway.workers
-        self.share = gateway.share
+        self.metering = gateway.backing.metering
         self.proxy = gateway.proxy
 
     @property

@@ -38,6 +38,12 @@ def _database(secret: Secret) -> Secret:
     return secret
 
 
+def _redis(url: Secret | None) -> Secret | None:
+    if url is not None and not url.reveal().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("should start with redis://, rediss:// or unix://")
+    return url
+
+
 class StorageSettings(Settings):
     """What is kept, and the stores that are used when they are there."""
 
@@ -50,7 +56,9 @@ class StorageSettings(Settings):
         default=None,
         description="Postgres or SQLite URL for keys and usage: `postgresql://…` or `sqlite:///path`; none means the file `hx-gateway.db` in the state directory.",
     )
-    redis_url: Annotated[Secret | None, LATER] = Field(default=None, description="Redis URL for limits and cache shared between machines.")
+    redis_url: Annotated[Secret | None, AfterValidator(_redis)] = Field(
+        default=None, description="Redis URL (redis://, rediss:// or unix://) for limits of keys shared between gateways."
+    )
     qdrant_url: Annotated[Secret | None, LATER] = Field(default=None, description="Qdrant URL for vectors.")
     qdrant_collection: Annotated[str | None, LATER] = Field(default=None, description="Qdrant collection for vectors.")
 

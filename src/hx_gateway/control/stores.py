@@ -33,3 +33,16 @@ def sql_state(backing: Backing, admin: bool) -> tuple[bool | None, str]:
     else:
         said = f"not reachable{': ' + store['error'] if admin else ''}; requests are served without it"
     return None if sqlite else store["ok"] is True, f"{place}, {said}"
+
+
+def redis_state(backing: Backing, admin: bool) -> tuple[bool | None, str]:
+    """Redis, as this worker last saw it; as `sql_state`."""
+    redis, shared = backing.redis, backing.metering.shared
+    if backing.config.storage.redis_url is None:
+        return None, "not configured"
+    if redis is None or shared is None:
+        return False, backing.redis_missing or "not started"
+    many = f"{shared.gateways} gateway{'s' if shared.gateways > 1 else ''}"
+    if redis.available:
+        return True, f"ok{f' at {redis.address}' if admin else ''}; {many} share the limits of keys"
+    return False, f"away{f' ({redis.address}: {redis.reason})' if admin else ''}; limits of keys are kept here, divided by {many}"

@@ -149,3 +149,7 @@ class Failure(Exception):
 def error_body(kind: ErrorKind, message: str, param: str | None = None) -> bytes:
     """OpenAI's error object as JSON bytes on one line."""
     return json.dumps({"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}).encode()
+
+
+class Unavailable(Exception):
+    """A store did not answer, not in time, or not as it should; the message says why, without secrets."""

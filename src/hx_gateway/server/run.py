@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
+from hx_gateway.access.table import shared_memory
 from hx_gateway.config.load import Loaded
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
@@ -97,6 +98,7 @@ def _work(
     workers: int,
     local: Places | None,
     told: Callable[[], bool] = lambda: False,
+    memory: int = -1,
 ) -> int:
     """Serve on ``listener`` in this process; ``told`` says whether a signal to end came before this could hear it."""
     config = loaded.config
@@ -108,7 +110,7 @@ def _work(
     _on_end(lambda number, _: early.append(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until reloads are served; the file's stamp tells what was missed
     try:
-        gateway = build(config, workers, local=local)
+        gateway = build(config, workers, local=local, memory=memory)
         host, port = listener.getsockname()[:2]
 
         def started() -> None:
@@ -167,6 +169,7 @@ class _Workers:
         self.again = again
         self.config = config = loaded.config
         self.count = config.service.workers
+        self.memory = shared_memory()  # for limits, where nothing can be kept on disk
         first = listen(config.service.host, config.service.port, True)
         port = first.getsockname()[1]
         self.listeners = [first] + [listen(config.service.host, port, True) for _ in range(self.count - 1)]
@@ -230,7 +233,7 @@ class _Workers:
                 if other != number:
                     listener.close()
             # A signal right after the fork still reaches the handler that came along from the parent.
-            return _work(self.loaded, self.again, self.listeners[number], self.count, self.local, lambda: self.stopping)
+            return _work(self.loaded, self.again, self.listeners[number], self.count, self.local, lambda: self.stopping, self.memory)
 
         pid = _forked(child)
         self.pids[pid] = number

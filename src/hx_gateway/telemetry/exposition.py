@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
@@ -13,12 +13,13 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from hx_gateway.core.errors import CATALOGUE
 from hx_gateway.health.summary import deployment_usable
 from hx_gateway.ledger.observer import Ledger
+from hx_gateway.telemetry.limited import limited
 from hx_gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS, Metrics, Times
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Registry
 
-_THROTTLED = frozenset(("rate_limit_exceeded", "overloaded", "upstream_busy"))
+_THROTTLED = frozenset(("rate_limit_exceeded", "insufficient_quota", "overloaded", "upstream_busy"))
 _BLAME = {kind.code: kind.blame.value for kind in CATALOGUE}
 _BREAKER_STATES = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
 
@@ -28,6 +29,12 @@ class Kept(Protocol):
 
     @property
     def ledger(self) -> Ledger: ...
+
+    @property
+    def metering(self) -> Any: ...
+
+    @property
+    def redis(self) -> Any: ...
 
 
 class Observed(Protocol):
@@ -73,6 +80,7 @@ class GatewayCollector(Collector):
         yield from _times_taken(observed.metrics)
         yield from _endpoints(observed.registry)
         yield from _deployments(observed.registry)
+        yield from limited(observed.backing)
         yield from _ledger(observed.backing.ledger)
 
 

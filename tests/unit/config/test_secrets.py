@@ -112,7 +112,7 @@ gateway: {default_upstream: {url: "http://up:1", api_key: "%s"}}
 models: {m: {endpoint: e, api_key: "%s"}}
 endpoints: {e: {url: "http://e:1", api_key: "%s", headers: {authorization: "%s"}}}
 keys: {master_key: "%s", api_keys: [{name: a, key: "%s"}]}
-storage: {database_url: "postgres://sql/%s", redis_url: "%s", qdrant_url: "%s"}
+storage: {database_url: "postgres://sql/%s", redis_url: "redis://%s", qdrant_url: "%s"}
 litellm: {master_key: "%s"}
 embeddings: {auth_header: "%s"}
 """

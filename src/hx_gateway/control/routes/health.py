@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from hx_gateway.config.schema import GatewayConfig, ServiceSettings
 from hx_gateway.control.dependencies import GatewayOf, Visitor
-from hx_gateway.control.stores import sql_state
+from hx_gateway.control.stores import redis_state, sql_state
 from hx_gateway.core.context import Identity
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
@@ -174,12 +174,14 @@ def _embedding_model(config: GatewayConfig, registry: Registry) -> str | None:
 async def dependencies(gateway: GatewayOf, identity: Visitor) -> Dependencies:
     """The stores' state; addresses, paths and errors are told to admin keys only."""
     storage = gateway.config.storage
-    configured = {"redis": storage.redis_url, "qdrant": storage.qdrant_url}
+    configured = {"qdrant": storage.qdrant_url}
     states: dict[str, Any] = {name: None if url is None else False for name, url in configured.items()}
     details = {
         name: "not configured" if url is None else "configured, but this release does not use it yet" for name, url in configured.items()
     }
-    states["postgres"], details["postgres"] = sql_state(gateway.backing, identity is not None and identity.admin)
+    admin = identity is not None and identity.admin
+    states["postgres"], details["postgres"] = sql_state(gateway.backing, admin)
+    states["redis"], details["redis"] = redis_state(gateway.backing, admin)
     model = _embedding_model(gateway.config, gateway.registry)
     if model is not None:
         target = gateway.registry.find(model)

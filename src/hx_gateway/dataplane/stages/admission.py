@@ -1,29 +1,36 @@
-"""Stage `admission`: the gateway's own limit of requests at the same time, and the refusal of new ones while draining."""
+"""Stage `admission`: the gateway's own limit of requests at the same time, over all its workers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from hx_gateway.access.account import Refusal
 from hx_gateway.core import errors
-from hx_gateway.core.context import Exchange
+from hx_gateway.core.context import Exchange, KeyLimits
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Stage
+from hx_gateway.dataplane.stages.limits import PLACES_SLOT
 
 
 def build(gateway: Any) -> Stage | None:
     """The stage for a gateway; none where no limit is configured."""
-    # Each worker takes its share: together they never exceed the limit.
-    limit = gateway.share(gateway.config.performance.max_concurrent_requests)
-    if not limit:
+    most = gateway.config.performance.max_concurrent_requests
+    if not most:
         return None
-    proxy = gateway.proxy
+    limiter = gateway.metering.limiter
+    places = limiter.account("gateway:places", "", KeyLimits(max_concurrent=most), PLACES_SLOT)
 
     def admit(exchange: Exchange) -> None:
-        if proxy.in_flight >= limit:
+        answer = limiter.take(places, exchange.received_s)
+        if isinstance(answer, Refusal):
             raise Failure(
                 errors.OVERLOADED,
-                f"the gateway is at its limit of concurrent requests (performance.max_concurrent_requests, {limit} in this worker)",
-                retry_after_s=1.0,
+                f"the gateway is at its limit of concurrent requests (performance.max_concurrent_requests, {most})",
+                retry_after_s=max(1.0, answer.wait_s),
             )
+        if exchange.hold is None:
+            exchange.hold = answer
+        else:
+            exchange.hold.place = answer
 
     return admit

@@ -1,0 +1,167 @@
+"""One limited key as a process knows it: its limits ready for use, and what a request takes of them."""
+
+from __future__ import annotations
+
+import math
+from hashlib import blake2b
+from typing import Any
+
+from hx_gateway.access.table import State, Table
+from hx_gateway.core.context import KeyLimits
+
+NANO = 1_000_000_000
+"""Money is counted in whole billionths of the operator's currency, so that sums are exact."""
+MINUTE_S = 60.0
+_LEARN = 0.1  # weight of the latest answer
+
+
+class Refusal:
+    """Why a request may not pass now.
+
+    Args:
+        limit: Name of the limit, as in the settings of a key.
+        value: Its value.
+        wait_s: Seconds until it may pass; 0.0 where waiting does not help.
+        asked: What the request would have taken of it.
+    """
+
+    __slots__ = ("asked", "limit", "value", "wait_s")
+
+    def __init__(self, limit: str, value: float, wait_s: float, asked: float = 1.0) -> None:
+        self.limit = limit
+        self.value = value
+        self.wait_s = wait_s
+        self.asked = asked
+
+    def __repr__(self) -> str:
+        return f"<Refusal {self.limit}={self.value:g} for {self.wait_s:.3f} s>"
+
+
+class Debts:
+    """What is still to be written into a slot: the request rate used without its lock, and true figures.
+
+    Attributes:
+        requests_s: Seconds of the request rate.
+        tokens, cost: Truly used.
+        held_tokens, held_cost: Reserved for them until now.
+    """
+
+    __slots__ = ("cost", "held_cost", "held_tokens", "requests_s", "tokens")
+
+    def __init__(self) -> None:
+        self.requests_s = 0.0
+        self.tokens = self.cost = self.held_tokens = self.held_cost = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.requests_s or self.tokens or self.cost or self.held_tokens or self.held_cost)
+
+
+class Account:
+    """One limited key, or the gateway itself.
+
+    Args:
+        id: What tells it from others, for ever.
+        name: Its name for people.
+        limits: Its limits.
+        fixed: The slot of the table it has; -1 for any.
+
+    Attributes:
+        scope: ``key`` or ``gateway``.
+        ahead_s, tokens_ahead_s: How far the two rates were used, in seconds, at the last decision.
+        completion, answer_s: Mean length of its answers, in tokens and seconds.
+        remote: What `access.shared` knows of it.
+    """
+
+    __slots__ = (
+        "ahead_s", "answer_s", "burst_s", "completion", "debts", "fixed", "id", "index", "interval_s", "key", "limits", "lines", "max_concurrent",
+        "name", "remote", "rolls", "scope", "settles", "state", "stuck_s", "table", "token_s", "tokens_ahead_s", "under_way",
+    )  # fmt: skip
+
+    def __init__(self, id: str, name: str, limits: KeyLimits, fixed: int = -1) -> None:
+        self.id = id
+        self.name = name
+        self.key = blake2b(id.encode(), digest_size=16).digest()
+        self.state = State(self.key)
+        self.table: Table | None = None
+        self.fixed = fixed
+        self.scope = "key" if fixed < 0 else "gateway"
+        self.index = -1
+        self.stuck_s = 0.0
+        self.debts = Debts()
+        self.remote: Any = None
+        self.ahead_s = self.tokens_ahead_s = 0.0
+        self.completion, self.answer_s = 256.0, 1.0
+        self.adopt(limits)
+
+    def __repr__(self) -> str:
+        return f"<Account {self.name or 'of the gateway'} {self.limits}>"
+
+    def adopt(self, limits: KeyLimits) -> None:
+        """Take other limits into use; what was used stays."""
+        self.limits = limits
+        rate = limits.requests_per_second
+        burst = limits.burst or max(1, math.ceil(rate))
+        self.interval_s = 1.0 / rate if rate else 0.0
+        self.burst_s = burst * self.interval_s
+        self.token_s = MINUTE_S / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
+        self.max_concurrent = limits.max_concurrent
+        self.rolls = bool(limits.day_tokens or limits.month_tokens or limits.day_cost or limits.month_cost)
+        self.settles = bool(self.token_s or self.rolls)
+        self.under_way = self.settles or self.max_concurrent > 0
+        self.lines = b""
+        if rate:
+            self.lines += b"x-ratelimit-limit-requests: %d\r\n" % burst
+        if self.token_s:
+            self.lines += b"x-ratelimit-limit-tokens: %d\r\n" % limits.tokens_per_minute
+
+    def header_lines(self) -> bytes:
+        """Header lines with the limits, and what was left of them at the last decision."""
+        lines = self.lines
+        if self.interval_s:
+            left = max(0, int((self.burst_s - self.ahead_s) / self.interval_s + 1e-6))
+            lines += b"x-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n" % (left, span(self.ahead_s))
+        if self.token_s:
+            left = max(0, int((MINUTE_S - self.tokens_ahead_s) / self.token_s + 1e-6))
+            lines += b"x-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n" % (left, span(self.tokens_ahead_s))
+        return lines
+
+    def learn(self, completion: int, took_s: float) -> None:
+        """Remember how long an answer was.
+
+        Args:
+            completion: Its tokens; -1 for unknown.
+            took_s: Seconds from the request to its end.
+        """
+        if completion >= 0:
+            self.completion += (completion - self.completion) * _LEARN
+        self.answer_s += (took_s - self.answer_s) * _LEARN
+
+
+class Hold:
+    """What one request holds of an account until its end.
+
+    Args:
+        account: Whose.
+        tokens: Tokens reserved.
+        cost: Money reserved, in `NANO`.
+        share: By how many gateways the limits were divided when it was decided.
+    """
+
+    __slots__ = ("account", "cost", "place", "share", "tokens")
+
+    def __init__(self, account: Account, tokens: int, cost: int, share: int = 1) -> None:
+        self.account = account
+        self.tokens = tokens
+        self.cost = cost
+        self.share = share
+        self.place: Hold | None = None  # of the gateway's own account, beside that of a key
+
+
+def span(seconds: float) -> bytes:
+    """A time as OpenAI's headers write it: ``120ms``, ``7.66s``, ``6m0s``."""
+    if seconds < 1.0:
+        return b"%dms" % math.ceil(seconds * 1000)
+    if seconds < MINUTE_S:
+        return b"%.2fs" % seconds
+    whole = math.ceil(seconds)
+    return b"%dm%ds" % (whole // 60, whole % 60)
