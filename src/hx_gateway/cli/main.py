@@ -18,6 +18,7 @@ COMMANDS = (
     ("demo", "hx_gateway.cli.demo:demo", "Start it with small local models, to try it out."),
     ("check", "hx_gateway.cli.check:check", "Check a configuration and show what would result."),
     ("simulate", "hx_gateway.cli.simulate:simulate", "Play a trace against simulated servers, policies side by side."),
+    ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )

@@ -1,0 +1,69 @@
+"""`hx-gateway db`: look at the database that keys and usage are kept in, and bring it to the newest schema."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Action(StrEnum):
+    """What to do."""
+
+    STATUS = "status"
+    UPGRADE = "upgrade"
+
+
+def db(
+    action: Annotated[Action, typer.Argument(help="Show schema, rows and size, or bring the schema up to this release.")],
+    config: Annotated[
+        Path | None, typer.Argument(help="Configuration file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Look at the database, or upgrade it; a running gateway upgrades it by itself, and a SQLite file is copied before."""
+    import asyncio
+    import json
+    import os
+    from dataclasses import asdict
+    from urllib.parse import urlsplit
+
+    from hx_gateway.config.load import ConfigError, load
+    from hx_gateway.config.storage import database_url, state_directory
+    from hx_gateway.server.run import EXIT_CONFIG
+    from hx_gateway.stores.sql.engine import StoreError
+    from hx_gateway.stores.sql.status import status
+    from hx_gateway.stores.sql.upgrade import upgrade
+
+    try:
+        storage = load(config, os.environ).config.storage
+    except ConfigError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(EXIT_CONFIG) from None
+    url = database_url(storage, state_directory(storage, os.environ))
+    parts = urlsplit(url)
+    place = url.removeprefix("sqlite:///") if parts.scheme == "sqlite" else f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+    done = None
+    try:
+        if action is Action.UPGRADE:
+            if parts.scheme == "sqlite" and storage.database_url is None:
+                Path(place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            done = asyncio.run(upgrade(url))
+        found = asyncio.run(status(url))
+    except (StoreError, OSError) as error:
+        typer.echo(f"hx-gateway: {place}: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        changed = {"before": done.before, "backup": str(done.backup) if done.backup else None} if done else {}
+        typer.echo(json.dumps({"place": place, **asdict(found), **changed}, indent=2))
+        return
+    if done is not None:
+        said = f"upgraded from {done.before or 'nothing'}" if done.before != done.after else "nothing to do"
+        typer.echo(said + (f"; the copy from before is {done.backup}" if done.backup else ""))
+    typer.echo(f"database  {found.kind}, {place}")
+    typer.echo(f"schema    {found.schema or 'none yet'}{'' if found.schema == found.newest else f'; this release needs {found.newest}'}")
+    typer.echo(f"size      {found.size_bytes / 1_000_000:,.1f} MB")
+    for name, rows in found.rows.items():
+        typer.echo(f"  {name:<20}{rows:>14,} rows")
