@@ -353,7 +353,8 @@ def _ventured(unsure: list[Deployment], usable: list[Deployment], now_s: float, 
     sure = [deployment for deployment in usable if deployment.pace.old_s > now_s]
     left_out = []
     for deployment in unsure:
-        siblings = [one for one in sure if deployment.akin(one)]
+        # Where models come and go, to be left out means a load elsewhere, which costs more than a wrong guess.
+        siblings = [] if deployment.endpoint.residency.managed else [one for one in sure if deployment.akin(one)]
         if not siblings:
             continue
         if deployment.pace.seen and not deployment.in_flight:
