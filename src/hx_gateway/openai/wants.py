@@ -14,6 +14,7 @@ from hx_gateway.openai.requests import ChatFacts, EmbeddingsFacts, Facts
 
 LEAST_BYTES_PER_TOKEN = 5.0
 """Bytes of text, blanks not counted, that no tokenizer makes fewer tokens of on average; English prose has about 3.6."""
+_BLANKS = b" \t\r\n\x0b\x0c"
 _IMAGES = ("image_url", "input_image")
 
 
@@ -121,4 +122,4 @@ def _longest(prompt: Any) -> float:
 
 
 def _least(text: Any) -> float:
-    return sum(map(len, text.encode("utf-8", "replace").split())) / LEAST_BYTES_PER_TOKEN if isinstance(text, str) else 0.0
+    return len(text.encode("utf-8", "replace").translate(None, _BLANKS)) / LEAST_BYTES_PER_TOKEN if isinstance(text, str) else 0.0
