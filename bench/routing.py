@@ -219,7 +219,8 @@ async def compare(name: str, scenario: Scenario, routers: Sequence[str], rounds:
     head = "   p50    p90    p99    hits  imb.  cold"
     print(f"\n  {'mean of ' + str(rounds):18} {head}   | simulator, mean of 5 seeds\n  {'':18} {'':40}   | {head}")
     for router in routers:
-        beside = expected[LIKE[router]].line() if router in LIKE else ""
+        alike = router in GATEWAY or (router in LIKE and (len(scenario.plan.models) == 1 or router != "nginx round robin"))
+        beside = expected[LIKE[router]].line() if alike else ""  # the gateway takes turns for each model, nginx for all together
         print(f"  {router:18} {mean(seen[router]).line()}   | {beside}")
     ours = {policy: mean(seen[router]) for router, policy in GATEWAY.items() if router in routers}
     for percent in PERCENTILES:
