@@ -353,12 +353,13 @@ def _ventured(unsure: list[Deployment], usable: list[Deployment], now_s: float, 
     sure = [deployment for deployment in usable if deployment.pace.old_s > now_s]
     left_out = []
     for deployment in unsure:
-        # Where models come and go, to be left out means a load elsewhere, which costs more than a wrong guess.
-        siblings = [] if deployment.endpoint.residency.managed else [one for one in sure if deployment.akin(one)]
+        siblings = [one for one in sure if deployment.akin(one)]
         if not siblings:
             continue
         if deployment.pace.seen and not deployment.in_flight:
             deployment.pace.forget(max((one.pace for one in siblings), key=lambda pace: pace.decode_rate))
+        if deployment.endpoint.residency.managed:
+            continue  # to be left out would mean a load elsewhere, which costs more than a wrong guess
         if not deployment.pace.seen and deployment.in_flight >= max(1, min(one.in_flight for one in siblings)):
             left_out.append(deployment)
     if not left_out:

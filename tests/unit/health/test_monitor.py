@@ -410,3 +410,18 @@ async def test_the_plan_is_carried_out_after_a_probe() -> None:
             await asyncio.sleep(0.001)
         await watch.stop()
     assert loaded == ["phi3"]
+
+
+async def test_a_server_that_was_away_has_lost_what_it_had_read() -> None:
+    fetch = Scripted()
+    endpoint = make()
+    watch = monitor(lambda: registry(endpoint), fetch)
+    await watch.check_all()
+    life = endpoint.facts.cache.life
+    await watch.check_all()
+    assert endpoint.facts.cache.life == life
+    fetch.up = False
+    await watch.check_all()
+    fetch.up = True
+    await watch.check_all()
+    assert endpoint.facts.cache.life == life + 1

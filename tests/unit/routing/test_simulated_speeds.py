@@ -20,14 +20,15 @@ FLEET = """
 models: {chat: {}}
 servers: {gpu: {count: 4, slots: 8, prefill_tokens_per_second: 5000, decode_tokens_per_second: 100, decode_slowdown: 0.05}}
 """
+OLLAMA = FLEET.replace("{chat: {}}", "{chat: {gb: 5}}").replace("slots: 8", "slots: 8, models_that_fit: 1")
 POLICIES = ("intelligent", "latency")
 
 
 class Scene:
     """Four equal servers, two requests a second, and what happens to the first of them."""
 
-    def __init__(self, policy_name: str, until_s: float, seed: int = 1) -> None:
-        self.simulation = Simulation(read_plan(FLEET, "fleet"), policy_name, seed)
+    def __init__(self, policy_name: str, until_s: float, seed: int = 1, fleet: str = FLEET) -> None:
+        self.simulation = Simulation(read_plan(fleet, "fleet"), policy_name, seed)
         self.server = self.simulation.servers["gpu-1"]
         self.deployment = next(one for one in self.places if one.endpoint.name == "gpu-1")
         self.until_s = until_s
@@ -74,6 +75,17 @@ def test_a_slow_server_that_healed_gets_its_part_again(name: str, speed: float) 
     assert sick <= (0.02 if speed == 0.1 else 0.15) * of, "while it is slow it is hardly asked"
     healed, of = scene.sent(800, 1200)
     assert healed >= 0.12 * of, "half of its even part, at the least"
+
+
+def test_a_slow_host_that_loads_models_on_demand_and_healed_gets_its_part_again() -> None:
+    scene = Scene("intelligent", 1200.0, fleet=OLLAMA)
+    for server in scene.simulation.servers.values():
+        server._models["chat"].loaded = True
+    scene.at(0.0, 0.2)
+    scene.at(300.0, 1.0)
+    scene.play()
+    healed, of = scene.sent(800, 1200)
+    assert healed >= 0.12 * of
 
 
 @pytest.mark.parametrize("name", POLICIES)
