@@ -12,6 +12,7 @@ from hx_gateway.core.context import KeyLimits
 NANO = 1_000_000_000
 """Money is counted in whole billionths of the operator's currency, so that sums are exact."""
 MINUTE_S = 60.0
+_LINES = b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
 _LEARN = 0.1  # weight of the latest answer
 
 
@@ -53,7 +54,7 @@ class Debts:
         self.tokens = self.cost = self.held_tokens = self.held_cost = 0
 
     def __bool__(self) -> bool:
-        return bool(self.requests_s or self.tokens or self.cost or self.held_tokens or self.held_cost)
+        return bool(self.requests_s or self.held_tokens or self.tokens or self.held_cost or self.cost)
 
 
 class Account:
@@ -73,7 +74,7 @@ class Account:
     """
 
     __slots__ = (
-        "ahead_s", "answer_s", "burst_s", "completion", "debts", "fixed", "id", "index", "interval_s", "key", "limits", "lines", "max_concurrent",
+        "ahead_s", "answer_s", "burst_s", "completion", "debts", "dirty", "fixed", "id", "index", "interval_s", "key", "limits", "lines", "max_concurrent",
         "name", "remote", "rolls", "scope", "settles", "state", "stuck_s", "table", "token_s", "tokens_ahead_s", "under_way",
     )  # fmt: skip
 
@@ -88,6 +89,7 @@ class Account:
         self.index = -1
         self.stuck_s = 0.0
         self.debts = Debts()
+        self.dirty = False
         self.remote: Any = None
         self.ahead_s = self.tokens_ahead_s = 0.0
         self.completion, self.answer_s = 256.0, 1.0
@@ -110,20 +112,20 @@ class Account:
         self.under_way = self.settles or self.max_concurrent > 0
         self.lines = b""
         if rate:
-            self.lines += b"x-ratelimit-limit-requests: %d\r\n" % burst
+            self.lines += _LINES % (b"requests", burst, b"requests", b"requests")
         if self.token_s:
-            self.lines += b"x-ratelimit-limit-tokens: %d\r\n" % limits.tokens_per_minute
+            self.lines += _LINES % (b"tokens", limits.tokens_per_minute, b"tokens", b"tokens")
 
     def header_lines(self) -> bytes:
         """Header lines with the limits, and what was left of them at the last decision."""
-        lines = self.lines
+        words: tuple[int | bytes, ...] = ()
         if self.interval_s:
-            left = max(0, int((self.burst_s - self.ahead_s) / self.interval_s + 1e-6))
-            lines += b"x-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n" % (left, span(self.ahead_s))
+            ahead_s = self.ahead_s
+            words = (max(0, int((self.burst_s - ahead_s) / self.interval_s + 1e-6)), span(ahead_s))
         if self.token_s:
-            left = max(0, int((MINUTE_S - self.tokens_ahead_s) / self.token_s + 1e-6))
-            lines += b"x-ratelimit-remaining-tokens: %d\r\nx-ratelimit-reset-tokens: %b\r\n" % (left, span(self.tokens_ahead_s))
-        return lines
+            ahead_s = self.tokens_ahead_s
+            words += (max(0, int((MINUTE_S - ahead_s) / self.token_s + 1e-6)), span(ahead_s))
+        return self.lines % words if words else b""
 
     def learn(self, completion: int, took_s: float) -> None:
         """Remember how long an answer was.
@@ -160,7 +162,7 @@ class Hold:
 def span(seconds: float) -> bytes:
     """A time as OpenAI's headers write it: ``120ms``, ``7.66s``, ``6m0s``."""
     if seconds < 1.0:
-        return b"%dms" % math.ceil(seconds * 1000)
+        return b"%dms" % -(seconds * -1000 // 1)
     if seconds < MINUTE_S:
         return b"%.2fs" % seconds
     whole = math.ceil(seconds)

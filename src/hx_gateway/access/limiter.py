@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 
 from hx_gateway.access.account import MINUTE_S, NANO, Account, Debts, Hold, Refusal
@@ -38,6 +39,7 @@ class Limiter:
         self._due: set[Account] = set()
         self._armed = False
         self._day = self._month = 0
+        self._look_s = 0.0
 
     def open(self, folder: Path | None, inherited: int = -1) -> None:
         """Use ``limits.map`` in a folder, or else memory shared with the processes of this gateway.
@@ -86,8 +88,11 @@ class Limiter:
             account.adopt(limits)
         return account
 
-    def today(self) -> tuple[int, int]:
-        """Days since the epoch, and months since the year 0, in UTC."""
+    def today(self, now_s: float = inf) -> tuple[int, int]:
+        """Days since the epoch, and months since the year 0, in UTC; as known at most a second ago."""
+        if now_s < self._look_s:
+            return self._day, self._month
+        self._look_s = time.monotonic() + 1.0
         day = int(time.time()) // _DAY_S
         if day != self._day:
             date = datetime.fromtimestamp(day * _DAY_S, UTC)
@@ -119,21 +124,24 @@ class Limiter:
             if state is None:
                 return self.take(account, now_s, tokens, cost, share)
             refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
-            if refusal is not None:
-                self.count(account, refusal)
-                return refusal
-            used_s = account.interval_s * share
-            if locked and used_s:
-                state.requests = now_s + account.ahead_s
+            if refusal is None and account.interval_s:
+                if locked:
+                    state.requests = now_s + account.ahead_s
+                    account.dirty = True
+                else:
+                    account.debts.requests_s += account.interval_s * share
+                    self._soon(account)
+            if account.dirty:
+                account.dirty = False
                 table.write(index, state)
-            elif used_s:
-                account.debts.requests_s += used_s
-                self._soon(account)
-            if account.under_way:
+            if refusal is None and account.under_way:
                 table.add(index, 1, tokens * share, cost * share)
         finally:
             if locked:
                 table.release(index)
+        if refusal is not None:
+            self.count(account, refusal)
+            return refusal
         return Hold(account, tokens, cost, share)
 
     def _refusal(self, account: Account, table: Table, state: State, now_s: float, tokens: int, cost: int, share: int) -> Refusal | None:
@@ -213,21 +221,20 @@ class Limiter:
     def _current(self, account: Account, table: Table, now_s: float, locked: bool) -> State | None:
         """The account's state, of this day and month, with all debts of this process; they are paid where it is locked.
 
-        None where its slot has become another's: it will be looked for again.
+        Sets ``account.dirty`` where it is to be written. None where its slot has become another's: it will be looked for again.
         """
-        state = account.state
+        state = account.state if locked else State()  # what is not written must not be taken for what is there
         if not table.read(account.index, state):
-            state = account.state = State(account.key)
+            state.__init__(account.key)  # type: ignore[misc]
             if locked:
                 table.reset(account.index, state)
         elif state.key != account.key:
             account.table = None
             return None
-        day, month = self.today()
+        day, month = self.today(now_s)
         if day != state.day and day + 1 != state.day:  # a clock that is a little behind does not open yesterday again
             state.day, state.day_tokens, state.day_cost = day, 0, 0
-            if locked:
-                table.write(account.index, state)
+            account.dirty = locked
         if month != state.month and month + 1 != state.month:
             state.month, state.month_tokens, state.month_cost = month, 0, 0
         debts = account.debts
@@ -242,8 +249,7 @@ class Limiter:
             state.month_cost += debts.cost
             if locked:
                 account.debts = Debts()
-                self._due.discard(account)
-                table.write(account.index, state)
+                account.dirty = True
                 table.add(account.index, 0, -debts.held_tokens, -debts.held_cost)
         return state
 
@@ -261,6 +267,7 @@ class Limiter:
                 state.day_tokens, state.day_cost = figures.day_tokens, figures.day_cost
             if figures.month == state.month:
                 state.month_tokens, state.month_cost = figures.month_tokens, figures.month_cost
+            account.dirty = False
             table.write(account.index, state)
         finally:
             table.release(account.index)
@@ -335,6 +342,10 @@ class Limiter:
         if not table.acquire(index):
             return False
         try:
-            return self._current(account, table, time.monotonic(), True) is not None
+            state = self._current(account, table, time.monotonic(), True)
+            if state is not None:
+                account.dirty = False
+                table.write(index, state)
+            return state is not None
         finally:
             table.release(index)

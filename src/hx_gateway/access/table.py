@@ -10,6 +10,8 @@ import secrets
 import struct
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -30,6 +32,7 @@ _HIGH = 64 // 2  # where the head counts the columns ever taken, in units of two
 _COLUMN_LOCKS = 1 << 30  # locks of columns: bytes behind the end of the file
 _FIELDS = struct.Struct("<Q16sddIIqqqq")
 _CHECK = struct.Struct("<I")
+_RECORD = struct.Struct("hhqqi4x")  # struct flock
 _FREED = b"\x00" * 15 + b"\x01"  # the key of a slot that was reset: not empty, so that what was put behind it is still found
 _log = logging.getLogger(__name__)
 
@@ -79,6 +82,7 @@ class Table:
 
     def __init__(self, path: Path | None = None, inherited: int = -1) -> None:
         self.path = path
+        self._records: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {}
         try:
             self._fd = _opened(path, inherited)
             if not self._prepare() and path is not None:
@@ -87,6 +91,7 @@ class Table:
                 _log.warning(
                     "%s was not written by this release or is damaged; it is kept as %s.unusable, limits start anew", path, path.name
                 )
+                self._records = {}
                 self._fd = _opened(path, -1)
                 self._prepare()
             self._map = mmap.mmap(self._fd, SIZE)
@@ -149,7 +154,8 @@ class Table:
 
     def acquire(self, index: int) -> bool:
         """Take the lock of a slot, waiting a millisecond at most; whether it was had."""
-        return _lock(self._fd, _HEAD + index * _SLOT) or self._acquire_within(_HEAD + index * _SLOT, _SPIN_S)
+        place = _HEAD + index * _SLOT
+        return self._lock(place) or self._acquire_within(place, _SPIN_S)
 
     def release(self, index: int) -> None:
         """Give the lock of a slot back."""
@@ -157,24 +163,42 @@ class Table:
 
     def _acquire_within(self, place: int, patience_s: float) -> bool:
         give_up_s = time.monotonic() + patience_s
-        while not _lock(self._fd, place):
+        while not self._lock(place):
             if time.monotonic() > give_up_s:
                 return False
             os.sched_yield()
         return True
 
+    def _lock(self, place: int) -> bool:
+        words = self._records.get(place) or self._record(place)
+        try:
+            words[0]()
+        except OSError:
+            return False
+        return True
+
     def _release(self, place: int) -> None:
-        _unlock(self._fd, place)
+        self._records[place][1]()
+
+    def _record(self, place: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        words = self._records[place] = _record(self._fd, place)
+        return words
 
     # Slots
 
     def read(self, index: int, state: State) -> bool:
-        """Fill ``state`` from the newer good copy of a slot; whether there is one. Needs no lock, but is exact only with it."""
+        """Fill ``state`` from the newer good copy of a slot; whether there is one. Needs no lock, but is exact only with it.
+
+        A state that was read or written here last, and by nobody since, is taken to be as it was.
+        """
         first = _HEAD + index * _SLOT
         second = first + _COPY
         longs = self._longs
-        if longs[(second + 8) >> 3] > longs[(first + 8) >> 3]:
-            first, second = second, first
+        newer, older = longs[first + 8 >> 3], longs[second + 8 >> 3]
+        if older > newer:
+            newer, first, second = older, second, first
+        if newer == state.number and first == state.place:
+            return True
         for place in (first, second):
             if _CHECK.unpack_from(self._map, place)[0] == crc32(self._bytes[place + 8 : place + 8 + _FIELDS.size]):
                 (
@@ -310,14 +334,14 @@ class Table:
             return False
         self._looked_s = now_s
         for column in range(self._words[_HIGH]):
-            if column != self.column and _lock(self._fd, _COLUMN_LOCKS + column):
+            if column != self.column and self._lock(_COLUMN_LOCKS + column):
                 self._clear(column)
                 self._release(_COLUMN_LOCKS + column)
         return True
 
     def _take_column(self) -> int:
         for column in range(_COLUMNS):
-            if _lock(self._fd, _COLUMN_LOCKS + column):
+            if self._lock(_COLUMN_LOCKS + column):
                 self._clear(column)
                 if self._acquire_within(0, _PATIENCE_S):
                     self._words[_HIGH] = max(self._words[_HIGH], column + 1)
@@ -365,29 +389,13 @@ def _boot() -> bytes:
         return b"%16d" % ((time.time() - time.monotonic()) // 3600)
 
 
-# Locks of an open file, not of a process: another table on the same file in this process is kept out, too, and closing it
-# does not give ours back. Where the system has only those of a process, they do for one gateway in each.
-if hasattr(fcntl, "F_OFD_SETLK"):
-    _RECORD = struct.Struct("hhqqi4x")
+def _record(fd: int, place: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """What takes the record lock of one byte, or raises OSError, and what gives it back.
 
-    def _lock(fd: int, place: int) -> bool:
-        try:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_WRLCK, 0, place, 1, 0))
-        except OSError:
-            return False
-        return True
-
-    def _unlock(fd: int, place: int) -> None:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _RECORD.pack(fcntl.F_UNLCK, 0, place, 1, 0))
-
-else:
-
-    def _lock(fd: int, place: int) -> bool:
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-        except OSError:
-            return False
-        return True
-
-    def _unlock(fd: int, place: int) -> None:
-        fcntl.lockf(fd, fcntl.LOCK_UN, 1, place)
+    The lock is of what was opened, not of the process: another table on the same file in this process is kept out, too, and
+    closing it does not give ours back. Where the system has only those of a process, they do for one gateway in each.
+    """
+    if not hasattr(fcntl, "F_OFD_SETLK"):
+        return partial(fcntl.lockf, fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place), partial(fcntl.lockf, fd, fcntl.LOCK_UN, 1, place)
+    taken, given = (_RECORD.pack(kind, 0, place, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
+    return partial(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, taken), partial(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, given)
