@@ -111,8 +111,7 @@ class Passage:
         ask = self.ask
         if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
             self.proxy.router.verified(ask, deployment.endpoint, exchange.prompt_tokens, exchange.cached_tokens)
-        among = ask.among if ask is not None else 0
-        verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, among, now_s)
+        verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, ask, now_s)
         self.proxy.attempted(exchange, None)
         exchange.status = status
         self._finish()

@@ -11,6 +11,7 @@ from hx_gateway.core.errors import Blame, Failure
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.ghosts import haunt
 from hx_gateway.fleet.pace import LESSON_S
+from hx_gateway.routing.ask import Ask
 
 ON_ENDPOINT = (errors.CONNECT_FAILED, errors.CONNECT_TIMEOUT, errors.CONNECTION_RESET)
 """Failures of the whole server, not of one model on it."""
@@ -32,7 +33,7 @@ def lease(deployment: Deployment) -> tuple[int, int]:
     return deployment.breaker.start(), endpoint.breaker.start()
 
 
-def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: bool, among: int, now_s: float) -> None:
+def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: bool, ask: Ask | None, now_s: float) -> None:
     """The attempt was answered in full.
 
     Args:
@@ -40,7 +41,7 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         exchange: With its token counts.
         began_s: Monotonic time of the first byte; of the last, where the answer came whole.
         alone: Whether nothing else was under way at the endpoint when it was sent.
-        among: Requests under way at the deployment when it was sent, itself included; 0 where nobody counted.
+        ask: The request as the router sent it; None where it was not asked.
         now_s: Monotonic time.
     """
     endpoint = deployment.endpoint
@@ -51,7 +52,8 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
     if now_s >= pace.learn_at_s:
         pace.learn_at_s = now_s + LESSON_S
         called_s = exchange.call_s
-        read = exchange.prompt_tokens - max(exchange.cached_tokens, 0)
+        among, believed = (ask.among, ask.believed_tokens) if ask is not None else (0, 0.0)
+        read = exchange.prompt_tokens - (exchange.cached_tokens if exchange.cached_tokens >= 0 else believed)
         whole_s = now_s - called_s
         # What the engine did not work on it, it waited for a slot.
         line_s = whole_s - exchange.engine_s if among and 0.0 < exchange.engine_s <= whole_s else -1.0
