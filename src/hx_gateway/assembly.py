@@ -248,6 +248,7 @@ class Assembly:
             given.down if given else meant.down if meant else (),
             given.context if given else meant.context if meant else (),
             excluded,
+            group=name if kind == "group" else meant.group if meant is not None else "",
         )
 
     def _aliases(self) -> Iterable[tuple[str, str]]:

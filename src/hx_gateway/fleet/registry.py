@@ -31,6 +31,7 @@ class Target:
         needs: What those requests need of a model, of `fleet.facts.CANNOT`.
         overrun: Whether their prompts are too long for every deployment of the whole.
         instead_of: The name it stands in for from the start; else empty.
+        group: The group that it is, or is an alias of; else empty.
         lacking: What some of its deployments are known to be unable to do, of `fleet.facts.CANNOT`.
     """
 
@@ -48,6 +49,7 @@ class Target:
     needs: frozenset[str] = frozenset()
     overrun: bool = False
     instead_of: str = ""
+    group: str = ""
     lacking: frozenset[str] = field(init=False)
     _views: dict[object, Target] = field(init=False, repr=False, default_factory=dict)
 

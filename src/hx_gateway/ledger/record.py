@@ -30,7 +30,7 @@ class UsageRecord(msgspec.Struct, array_like=True, gc=False):
         user: The end user, where the key may say so.
         asked: The name the client used; the path of a forwarded request.
         model: The model of the last attempt.
-        group: The group that was asked, if it was one.
+        group: The group that was asked, by its name or an alias; empty for a model.
         endpoint: Of the last attempt.
         attempts: Calls to model servers.
         trail: Those that failed: endpoint, error code, milliseconds.
@@ -116,7 +116,7 @@ def record_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
         user[:_LONGEST],
         asked[:_LONGEST],
         deployment.model if deployment is not None else "",
-        target.name if target is not None and target.kind == "group" else "",
+        target.group if target is not None else "",
         deployment.endpoint.name if deployment is not None else exchange.upstream,
         exchange.attempts,
         exchange.trail,
