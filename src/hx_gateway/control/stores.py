@@ -27,7 +27,7 @@ def sql_state(backing: Backing, admin: bool) -> tuple[bool | None, str]:
         return None if sqlite else False, f"{place}, state not known: {why}"
     store = state["store"]
     if store["ok"] is None:
-        said = "not needed so far"
+        said = "not needed so far" if sqlite else "not looked at yet"
     elif store["ok"]:
         said = f"ok, schema {store['schema']}"
     else:

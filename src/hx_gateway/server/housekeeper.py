@@ -18,7 +18,7 @@ from hx_gateway.housekeeping import LAST_S, Housekeeping
 _SETTLE_S = 1.0  # the gateway is let start first
 _STEADY_S = 10.0  # one that lived this long is replaced without delay
 _LONGEST_PAUSE_S = 30.0
-_GRACE_S = LAST_S + 3.0  # after which it is killed
+_GRACE_S = LAST_S + 1.5  # after which it is killed
 _NICE = 5  # requests come first
 _log = logging.getLogger(__name__)
 
