@@ -34,7 +34,7 @@ class Backing:
 
     Args:
         config: The configuration.
-        memory: File descriptor of `access.table.shared_memory`, for limits where there is no state directory; -1 for none.
+        memory: File descriptor of `access.sharing.shared_memory`, for limits where there is no state directory; -1 for none.
     """
 
     def __init__(self, config: GatewayConfig, memory: int = -1) -> None:

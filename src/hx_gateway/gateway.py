@@ -53,7 +53,7 @@ class Gateway:
         workers: How many processes serve the port.
         local: Model servers started elsewhere for models given as files: model name to pairs of URL and key. None
             starts them here.
-        memory: File descriptor of `access.table.shared_memory` for limits where nothing can be kept on disk; -1 for none.
+        memory: File descriptor of `access.sharing.shared_memory` for limits where nothing can be kept on disk; -1 for none.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ class Limiter:
 
         Args:
             folder: The state directory; None where there is none.
-            inherited: File descriptor of `access.table.shared_memory`; -1 for none.
+            inherited: File descriptor of `access.sharing.shared_memory`; -1 for none.
         """
         places: list[tuple[Path | None, int]] = [(None, inherited), (None, -1)] if inherited >= 0 else [(None, -1)]
         if folder is not None:

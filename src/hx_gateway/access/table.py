@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import mmap
 import os
 import secrets
 import struct
-import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from zlib import crc32
+
+from hx_gateway.access.sharing import boot, opened, record
 
 _MAGIC = b"HXLIMIT1"
 _HEAD = 4096  # bytes in front of the slots
@@ -32,7 +31,6 @@ _HIGH = 64 // 2  # where the head counts the columns ever taken, in units of two
 _COLUMN_LOCKS = 1 << 30  # locks of columns: bytes behind the end of the file
 _FIELDS = struct.Struct("<Q16sddIIqqqq")
 _CHECK = struct.Struct("<I")
-_RECORD = struct.Struct("hhqqi4x")  # struct flock
 _FREED = b"\x00" * 15 + b"\x01"  # the key of a slot that was reset: not empty, so that what was put behind it is still found
 _log = logging.getLogger(__name__)
 
@@ -84,7 +82,7 @@ class Table:
         self.path = path
         self._records: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {}
         try:
-            self._fd = _opened(path, inherited)
+            self._fd = opened(path, inherited)
             if not self._prepare() and path is not None:
                 os.close(self._fd)
                 os.replace(path, path.with_name(f"{path.name}.unusable"))
@@ -92,7 +90,7 @@ class Table:
                     "%s was not written by this release or is damaged; it is kept as %s.unusable, limits start anew", path, path.name
                 )
                 self._records = {}
-                self._fd = _opened(path, -1)
+                self._fd = opened(path, -1)
                 self._prepare()
             self._map = mmap.mmap(self._fd, SIZE)
         except OSError as error:
@@ -122,21 +120,21 @@ class Table:
             raise OSError("another process holds it")
         try:
             size = os.fstat(self._fd).st_size
-            boot = _boot()
+            booted = boot()
             head = _MAGIC + struct.pack("<IIII", SLOTS, _SLOT, _COLUMNS, 0)
             if not size:
                 if self.path is not None and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(self._fd, 0, SIZE)  # writing to a hole of a full disk would be the end of the process
                 else:
                     os.ftruncate(self._fd, SIZE)
-                os.pwrite(self._fd, head + boot + secrets.token_bytes(16), 0)
+                os.pwrite(self._fd, head + booted + secrets.token_bytes(16), 0)
                 return True
             known = os.pread(self._fd, 56, 0)
             if size != SIZE or known[:24] != head:
                 return False
-            if known[24:40] != boot:  # monotonic times of before mean nothing now
+            if known[24:40] != booted:  # monotonic times of before mean nothing now
                 self._forget_times()
-                os.pwrite(self._fd, boot, 24)
+                os.pwrite(self._fd, booted, 24)
             return True
         finally:
             self._release(0)
@@ -181,7 +179,7 @@ class Table:
         self._records[place][1]()
 
     def _record(self, place: int) -> tuple[Callable[[], object], Callable[[], object]]:
-        words = self._records[place] = _record(self._fd, place)
+        words = self._records[place] = record(self._fd, place)
         return words
 
     # Slots
@@ -360,42 +358,3 @@ class Table:
             for number, count in enumerate(view[start::step].tolist()):
                 if count:
                     view[start + number * step] = 0
-
-
-def shared_memory() -> int:
-    """A file descriptor of memory that forked children can open as a `Table`; -1 where the system has none."""
-    return os.memfd_create("limits") if hasattr(os, "memfd_create") else -1
-
-
-def _opened(path: Path | None, inherited: int) -> int:
-    if path is not None:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    if inherited >= 0:
-        # Opened again: locks belong to what was opened, and one that came along from the parent would be everybody's.
-        return os.open(f"/proc/self/fd/{inherited}", os.O_RDWR | os.O_CLOEXEC)
-    made = shared_memory()
-    if made >= 0:
-        return made
-    handle, name = tempfile.mkstemp()
-    os.unlink(name)
-    return handle
-
-
-def _boot() -> bytes:
-    """16 bytes that change when the machine starts anew, and with it the monotonic clock."""
-    try:
-        return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
-    except (OSError, ValueError):
-        return b"%16d" % ((time.time() - time.monotonic()) // 3600)
-
-
-def _record(fd: int, place: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """What takes the record lock of one byte, or raises OSError, and what gives it back.
-
-    The lock is of what was opened, not of the process: another table on the same file in this process is kept out, too, and
-    closing it does not give ours back. Where the system has only those of a process, they do for one gateway in each.
-    """
-    if not hasattr(fcntl, "F_OFD_SETLK"):
-        return partial(fcntl.lockf, fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place), partial(fcntl.lockf, fd, fcntl.LOCK_UN, 1, place)
-    taken, given = (_RECORD.pack(kind, 0, place, 1, 0) for kind in (fcntl.F_WRLCK, fcntl.F_UNLCK))
-    return partial(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, taken), partial(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, given)

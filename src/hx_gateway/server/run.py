@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from types import FrameType
 
-from hx_gateway.access.table import shared_memory
+from hx_gateway.access.sharing import shared_memory
 from hx_gateway.config.load import Loaded
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
