@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gc
 import logging
+import os
 import socket
 from collections.abc import Callable
 from time import monotonic
@@ -72,6 +73,7 @@ class GatewayServer(uvicorn.Server):
         self.reloading = Reloading(gateway, self.hall, again, loaded) if again is not None and loaded is not None else None
         gateway.reloading = self.reloading
         self._ticker: asyncio.Task[None] | None = None
+        self._parent = os.getppid() if config.service.workers > 1 else 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the gateway, then open the port."""
@@ -115,6 +117,11 @@ class GatewayServer(uvicorn.Server):
                 self.hall.sweep(self.server_state.connections, monotonic())
                 if beats % 2 == 0:
                     self.hall.tick()
+                if self._parent and os.getppid() != self._parent:
+                    _log.error(
+                        "the process that keeps the workers is gone, so this one ends: whoever starts the gateway again needs the port"
+                    )
+                    self.should_exit, self._parent = True, 0
             except Exception:  # blame: the gateway's own; deadlines must go on being kept
                 _log.exception("sweeping the client connections failed")
 
