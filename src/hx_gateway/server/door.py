@@ -38,8 +38,8 @@ class Door(Reader):
     """
 
     __slots__ = (
-        "app_state", "chunked", "closing", "cold", "config", "exchange", "keep_alive", "latest", "lingering", "memo", "misses", "pattern",
-        "paused", "reading_paused", "slots", "state", "waiting",
+        "app_state", "chunked", "closing", "cold", "config", "exchange", "keep_alive", "latest", "line_slots", "lingering", "memo", "misses",
+        "note_slots", "pattern", "paused", "reading_paused", "state", "waiting",
     )  # fmt: skip
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: Any = None, *, hall: Hall) -> None:
@@ -54,7 +54,8 @@ class Door(Reader):
         self.memo: Request | None = None  # the one that is, its body aside
         self.pattern: Pattern | None = None  # of its head, where that came whole
         self.misses = 0
-        self.slots: list[tuple[bytes, int]] = []  # where the free values go: a note of that name, or that piece of `forward`
+        self.note_slots: list[tuple[bytes, int]] = []  # which note is which free value of the head
+        self.line_slots: list[tuple[int, int]] = []  # which piece of `forward` is which
         self.keep_alive = True
         self.chunked = False
         self.closing = False
@@ -101,13 +102,14 @@ class Door(Reader):
             if body is not None and len(body) <= self.hall.max_body and len(data) - len(body) <= self.hall.max_head:
                 memo: Any = self.memo
                 notes, forward = memo.notes, memo.forward
-                if pattern.free:
-                    notes, forward = notes.copy(), forward.copy()
-                    for (name, at), value in zip(self.slots, pattern.values, strict=True):
-                        if at:
-                            forward[at] = value
-                        elif name:
-                            notes[name] = value
+                if self.note_slots:
+                    notes = notes.copy()
+                    for name, number in self.note_slots:
+                        notes[name] = pattern.values[number]
+                if self.line_slots:
+                    forward = forward.copy()
+                    for at, number in self.line_slots:
+                        forward[at] = pattern.values[number]
                 if self.misses:
                     self.misses -= 1
                 self._hot(memo, notes, forward, body)
@@ -123,22 +125,22 @@ class Door(Reader):
         pattern = learn(data, latest.headers, self.pattern)
         if pattern is None:
             return
-        self.pattern, self.memo, self.slots = pattern, latest, []
+        self.pattern, self.memo, self.note_slots, self.line_slots = pattern, latest, [], []
         if not pattern.free:
             return
         forward = [b""]
         for number, (name, value) in enumerate(latest.headers):
             action, lower = self.hall.learn(name)
-            free = number in pattern.free
+            free = pattern.free.index(number) if number in pattern.free else -1
             if action == KEEP:
                 forward[-1] += lower
-                if free:
-                    self.slots.append((b"", len(forward)))
+                if free >= 0:
+                    self.line_slots.append((len(forward), free))
                     forward += (value, b"\r\n")
                 else:
                     forward[-1] += value + b"\r\n"
-            elif free:
-                self.slots.append((lower if action == NOTE else b"", 0))
+            elif action == NOTE and free >= 0:
+                self.note_slots.append((lower, free))
         latest.forward = forward
 
     def pause_writing(self) -> None:

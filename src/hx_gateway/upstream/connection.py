@@ -183,8 +183,9 @@ class Connection(asyncio.Protocol):
                         headers = self.memo_headers
                         if pattern.free:
                             headers = headers.copy()
-                            for number, value in zip(pattern.free, pattern.values, strict=True):
-                                headers[number] = (headers[number][0], value)
+                            values = iter(pattern.values)
+                            for number in pattern.free:
+                                headers[number] = (headers[number][0], next(values))
                         if self.misses:
                             self.misses -= 1
                         self.headers = headers
