@@ -331,8 +331,12 @@ class Limiter:
         """Write what is due into the table."""
         due, self._due, self._armed = self._due, set(), False
         for account in due:
-            if not self.pay(account) and self._later is not None:
+            if self.pay(account):
+                continue
+            if self._later is not None:
                 self._soon(account)
+            else:
+                self._due.add(account)
 
     def pay(self, account: Account) -> bool:
         """Write what is due of one account; False where it must be tried again."""
