@@ -81,6 +81,24 @@ def test_a_key_given_twice_is_given_once(first: str, second: str, new: str, esca
 
 
 @pytest.mark.parametrize(
+    ("more", "plain"),
+    [
+        ("", True),
+        (', "x": "a\\nb"', True),
+        (', "x": "\\"model\\" \\"stream\\""', True),
+        (', "x": "\\u00e9"', False),
+        (', "x": {"model": 1}', False),
+        (', "stream": true', False),
+        (', "encoding_format": "float"', True),
+        (', "encoding_format": "float", "x": "encoding_format"', False),
+    ],
+)
+def test_a_body_is_plain_where_no_key_read_here_may_be_there_twice(more: str, plain: bool) -> None:
+    body = f'{{"model": "m", "stream": false, "messages": [], "input": "x"{more}}}'.encode()
+    assert look(CHAT, body).plain is plain and look(EMBEDDINGS, body).plain is plain
+
+
+@pytest.mark.parametrize(
     "body",
     [
         '{"mod\\u0065l": "tiny", "messages": []}',
