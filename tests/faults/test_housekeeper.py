@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,11 +169,9 @@ def test_a_sqlite_file_that_cannot_be_made(tmp_path: Path) -> None:
 def test_a_port_that_is_taken_leaves_no_housekeeper(tmp_path: Path) -> None:
     with running(tmp_path / "a") as gateway:
         command = [sys.executable, "-m", "hx_gateway", "serve", str(gateway.path), "--host", "127.0.0.1", "--port", str(gateway.port)]
-        began_s = time.monotonic()
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "b")}
         )
         # Its output has come to its end: nobody holds it open.
         assert done.returncode == 1 and "is taken by another program" in done.stderr
-        assert time.monotonic() - began_s < 50
         assert not (tmp_path / "b").exists() or housekeeper(tmp_path / "b") == 0
