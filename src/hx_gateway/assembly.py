@@ -130,8 +130,8 @@ class Assembly:
         )
         if settings is not None:
             endpoint.facts.legacy_embeddings = settings.legacy_embeddings
-        known = self._before._by_address.get((str(address), api_key)) if self._before is not None else None
-        if known is not None and known.name == name:
+        known = self._before._named.get(name) if self._before is not None else None
+        if known is not None and (known.address, known.api_key) == (address, api_key):
             known.adopt(endpoint)
             endpoint = known
         else:
