@@ -36,7 +36,7 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.queue: FairQueue[tuple[int, str, int]] = FairQueue()
         self.waiting: list[tuple[int, str, int]] = []
-        self.served: Counter[str] = Counter()
+        self.passed: Counter[tuple[int, str, str]] = Counter()  # whom a key of a class saw served since it began to wait, or was served
         self.number = 0
 
     @rule(key=st.sampled_from("abcd"), priority=st.integers(0, 2))
@@ -63,12 +63,21 @@ class QueueMachine(RuleBasedStateMachine):
         own = [item for item in self.waiting if item[:2] == got[:2]]
         assert got == own[0], "within a key the first comes first"
         self.waiting.remove(got)
+        priority, key = got[:2]
+        for other in {item[1] for item in self.waiting if item[0] == priority} - {key}:
+            self.passed[priority, other, key] += 1
+            assert self.passed[priority, other, key] == 1, "nobody of the class is served twice while another key waits for its turn"
+        for seen in [seen for seen in self.passed if seen[:2] == (priority, key)]:
+            del self.passed[seen]
 
     @rule(position=st.integers(0, 30))
     def leave(self, position: int) -> None:
         if self.waiting:
             item = self.waiting.pop(position % len(self.waiting))
             assert self.queue.remove(item)
+            if not any(other[:2] == item[:2] for other in self.waiting):  # its key waits no longer, and will begin anew
+                for seen in [seen for seen in self.passed if seen[:2] == item[:2]]:
+                    del self.passed[seen]
             assert not self.queue.remove(item)
 
     @invariant()
