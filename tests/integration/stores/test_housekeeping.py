@@ -161,13 +161,10 @@ async def test_only_one_keeps_a_state_directory(tmp_path: Path) -> None:
         await until(lambda: second.runs > 2)
 
 
-async def test_postgres_that_hangs_or_restarts(own_postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_postgres_that_hangs(own_postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     duty = Work("ship", at_end=True)
     async with at_work(tmp_path, duty, url=own_postgres.url()):
         await until(lambda: told(tmp_path)["store"]["ok"] is True and duty.runs > 3)
-        own_postgres.restart()
-        before = duty.runs
-        await until(lambda: duty.runs > before + 10 and told(tmp_path)["store"]["ok"] is True)
         own_postgres.hang()
         await until(lambda: told(tmp_path)["store"]["ok"] is False)
         assert told(tmp_path)["store"]["error"] == "no answer in time"
