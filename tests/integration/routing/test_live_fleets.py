@@ -61,7 +61,7 @@ def scenarios() -> dict[str, Scenario]:
     return {
         "prefixes": scenario(prefixes, conversations(160, 1, documents=12), "", 0.6),
         "slow": scenario(slow, completions, "", 0.7),
-        "models": scenario(hosts, generate("zipf:models=6,rate=8,requests=60,input=800,output=100", list(hosts.models), 2), "", 0.0),
+        "models": scenario(hosts, generate("zipf:models=6,rate=8,requests=50,input=800,output=100", list(hosts.models), 2), "", 0.0),
     }
 
 
