@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import os
 import secrets
@@ -12,17 +13,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hx_gateway.access.shared import Shared
+from hx_gateway.access.snapshot import Follower
 from hx_gateway.config.schema import GatewayConfig
-from hx_gateway.config.storage import state_directory
+from hx_gateway.config.storage import database_url, state_directory
 from hx_gateway.core.errors import Unavailable
 from hx_gateway.dataplane.metering import Metering
 from hx_gateway.ledger.journal import FOLDER, Journal
 from hx_gateway.ledger.observer import Ledger
+from hx_gateway.stores.known_keys import POLL_S, fresh, renew
 
 if TYPE_CHECKING:
+    from hx_gateway.access.keys import KeyRing
     from hx_gateway.stores.redis import Redis
+    from hx_gateway.stores.sql.engine import Store
 
 _TICK_S = 1.0
+_STATEMENT_S = 10.0
+_LONGEST_PAUSE_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -45,17 +52,30 @@ class Backing:
         self._memory = memory
         self.folder: Path | None = None  # the state directory; None until `start`, and where it cannot be written
         self.ledger = Ledger()
-        self._ticking: asyncio.Task[None] | None = None
+        self.known = Follower()
+        self._store: Store | None = None
+        self._opening = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
 
-    def adopt(self, config: GatewayConfig) -> None:
-        """Take over what a newer configuration may change while running."""
+    def adopt(self, config: GatewayConfig, keys: KeyRing) -> None:
+        """Take over what a newer configuration may change while running.
+
+        Args:
+            config: The configuration.
+            keys: Its keys; those of the store are added, now and whenever they change.
+        """
         self.config = config
+        # What is kept where no store was asked for is in the state directory, and so is what is known of its keys.
+        self.known.adopt(keys, expected=config.storage.database_url is not None)
         self.ledger.wanted = config.ledger.enabled
         self.ledger.believe(config.ledger.end_user_header, config.ledger.end_user_keys)
 
     async def start(self) -> None:
         """Open what is kept in the state directory."""
         self.folder = _folder(state_directory(self.config.storage, os.environ))
+        self.known.open(self.folder)
+        if self.folder is None and self.config.storage.database_url is not None:
+            self._tasks.append(asyncio.create_task(self._follow(), name="keys"))
         self.metering.limiter.open(self.folder, self._memory)
         await self._start_redis()
         settings = self.config.ledger
@@ -63,7 +83,7 @@ class Backing:
             journal = Journal(self.folder / FOLDER, settings.segment_bytes, settings.journal_max_bytes, settings.dead_letter_max_bytes)
             await asyncio.to_thread(journal.start)
             self.ledger.journal = journal
-            self._ticking = asyncio.create_task(self._tick(journal), name="journal")
+            self._tasks.append(asyncio.create_task(self._tick(journal), name="journal"))
 
     async def stop(self) -> None:
         """Close everything, with nothing lost."""
@@ -74,12 +94,58 @@ class Backing:
             await self.redis.stop()
         self.metering.limiter.close()
         journal, self.ledger.journal = self.ledger.journal, None
-        if self._ticking is not None:
-            self._ticking.cancel()
-            await asyncio.gather(self._ticking, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         if journal is not None:
             await asyncio.to_thread(journal.stop)
+        store, self._store = self._store, None
+        if store is not None:
+            await store.close()
         self.folder = None
+
+    async def store(self) -> Store:
+        """The database, for what is not on the way of a request; opened when it is first asked for.
+
+        Raises:
+            StoreError: It cannot be used.
+        """
+        async with self._opening:
+            if self._store is None:
+                # Not on the event loop: importing takes longer than a request may wait.
+                opening = await asyncio.to_thread(importlib.import_module, "hx_gateway.stores.sql.upgrade")
+                folder = self.folder or state_directory(self.config.storage, os.environ)
+                self._store = await opening.opened(database_url(self.config.storage, folder), _STATEMENT_S, 2)
+            return self._store
+
+    async def renew_keys(self) -> None:
+        """Take what the store has now into use, here at once and in the other workers as soon as they look.
+
+        Raises:
+            StoreError, TimeoutError: The store cannot be used.
+        """
+        store = await self.store()
+        if self.folder is not None:
+            try:
+                self.known.take(await renew(store, self.folder))
+                return
+            except OSError as error:
+                _log.warning("the keys of the store cannot be written to %s: %s", self.folder, error.strerror or error)
+        self.known.take(await fresh(store, self.known.snapshot))
+
+    async def _follow(self) -> None:
+        """Do without the housekeeper, which needs a state directory: read the store's keys in this process."""
+        pause_s = POLL_S
+        while True:
+            try:
+                self.known.take(await fresh(await self.store(), self.known.snapshot))
+                pause_s = POLL_S
+            except Exception as error:  # blame: the database's; what is known of it stays
+                if pause_s == POLL_S:
+                    _log.warning("the keys of the store cannot be read and are as they were: %s", error or "no answer in time")
+                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
+            await asyncio.sleep(pause_s)
 
     async def _start_redis(self) -> None:
         """Connect to Redis, where one is configured."""
@@ -89,7 +155,7 @@ class Backing:
         from hx_gateway.stores.redis import Redis  # only where it is used
 
         try:
-            self.redis = Redis(url.reveal())
+            self.redis = Redis(url.reveal(), self.config.storage.redis_budget_seconds)
         except (Unavailable, ValueError) as error:
             self.redis_missing = str(error)
             _log.error("%s; limits are kept by this gateway for itself", error)

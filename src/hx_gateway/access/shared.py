@@ -17,6 +17,7 @@ PREFIX = "hx:limits:"
 GATEWAYS = "hx:limits:gateways"
 _LEASE_S = 10.0  # what a process has under way is forgotten when it was not heard of for this long
 _BEAT_S = 2.0
+_FEWER_S = 30.0
 _SETTLE_S = 0.05
 _KEEP_S = 63 * 86400
 _REMEMBER_S = 1.0  # a refusal is not asked about again until it ends, but at least so often where it may end early
@@ -153,6 +154,7 @@ class Shared:
         self.gateway = gateway
         self.process = process
         self.gateways = 1  # that share the store, when it was last asked
+        self._seen_s = 0.0
         self.remembered = 0  # refusals that the store was not asked for
         self._used: set[Account] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -196,6 +198,8 @@ class Shared:
             return
         remote.tokens += tokens
         remote.cost += cost
+        if remote.refusal is not None and remote.refusal.limit != "requests_per_second":
+            remote.refusal = None  # there may be room now
         if account.max_concurrent:
             self._request(account)
         elif not remote.requested:
@@ -314,12 +318,22 @@ class Shared:
 
     async def _beat(self) -> None:
         """Tell the store every now and then that this gateway lives, and what long requests it has under way."""
+        pause_s = _BEAT_S / 16  # those that start together, or find the store again, see each other soon
         while True:
             if self.store.available:
                 with contextlib.suppress(Unavailable, ValueError, TypeError):
-                    self.gateways = max(1, int(await self.store.script(_BEAT, GATEWAYS, [self.gateway, int(_LEASE_S)])))
+                    self._see(int(await self.store.script(_BEAT, GATEWAYS, [self.gateway, int(_LEASE_S)])))
                 now_s = time.monotonic()
                 for account in self._used:
                     if now_s - account.remote.told_s > _BEAT_S and (any(self.limiter.mine(account)) or account.remote.tokens):
                         self._request(account)
-            await asyncio.sleep(_BEAT_S)
+            else:
+                pause_s = _BEAT_S / 16
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, _BEAT_S)
+
+    def _see(self, count: int) -> None:
+        """Believe at once that there are more gateways, and only after a while that there are fewer: the store may have been emptied."""
+        now_s = time.monotonic()
+        if count >= self.gateways or now_s - self._seen_s > _FEWER_S:
+            self.gateways, self._seen_s = max(1, count), now_s

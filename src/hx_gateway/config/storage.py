@@ -59,6 +59,10 @@ class StorageSettings(Settings):
     redis_url: Annotated[Secret | None, AfterValidator(_redis)] = Field(
         default=None, description="Redis URL (redis://, rediss:// or unix://) for limits of keys shared between gateways."
     )
+    redis_budget_seconds: Annotated[float, Field(ge=0.001, le=1.0)] = Field(
+        default=0.02,
+        description="Seconds a request waits for Redis at most; the first answer that is late makes the gateway go on without it.",
+    )
     qdrant_url: Annotated[Secret | None, LATER] = Field(default=None, description="Qdrant URL for vectors.")
     qdrant_collection: Annotated[str | None, LATER] = Field(default=None, description="Qdrant collection for vectors.")
 

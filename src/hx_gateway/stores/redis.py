@@ -22,7 +22,7 @@ except ModuleNotFoundError:  # the extra is not installed; said where a URL is c
 
 MISSING = "storage.redis_url is set, but what speaks to Redis is not installed: pip install 'hx-gateway[redis]'"
 _PATIENCE_S = 0.5  # to connect and log in, in the background
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 0.25  # gateways come back together, or for a while some share and some do not
 _STEADY_S = 5.0  # a connection that lasted this long was a good one
 _GRACE = 0.1  # share of the budget in which an answer that has come, but was not read yet, still counts
 _log = logging.getLogger(__name__)

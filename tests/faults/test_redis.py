@@ -1,0 +1,150 @@
+"""Redis stopped, hung, out of reach and talking nonsense while gateways are under load: no chat fails, and limits are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.faults.conftest import wait_until
+from tests.integration.protocol.wire import one, request
+from tests.support.background import scripted
+from tests.support.engines import Valkey
+from tests.support.gateway import GatewayProcess
+from tests.support.offering import most_in, offer
+
+CONFIG = """
+models: {{tiny: {{endpoint: "{url}", provider: openai, upstream_model: "tiny:1b"}}}}
+keys:
+  api_keys:
+    - {{name: wide, key: env:WIDE_KEY, limits: {{requests_per_second: 100000, tokens_per_minute: 1000000000, max_concurrent: 10000}}}}
+    - {{name: narrow, key: env:NARROW_KEY, limits: {{requests_per_second: 20, burst: 4}}}}
+"""
+BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}).encode()
+
+
+class Between:
+    """A connection through here to a Redis can be made to swallow everything, or to answer nonsense."""
+
+    def __init__(self, port: int) -> None:
+        self.to = port
+        self.mode = "pass"
+        self.port = 0
+        self._loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        self._loop.run_forever()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            back, forth = await asyncio.open_connection("127.0.0.1", self.to)
+            await asyncio.gather(self._pump(reader, forth, writer), self._pump(back, writer, None))
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, answer: asyncio.StreamWriter | None) -> None:
+        while data := await source.read(65536):
+            if self.mode == "pass":
+                sink.write(data)
+            elif self.mode == "nonsense" and answer is not None:
+                answer.write(b"\x00\xff nonsense $5\r\n*-7\r\n" * 20)
+        sink.close()
+
+    def __enter__(self) -> Between:
+        self._thread.start()
+        self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+@contextmanager
+def stopped(server: Valkey, between: Between) -> Iterator[None]:
+    server.stop()
+    yield
+    server.start()
+
+
+@contextmanager
+def hung(server: Valkey, between: Between) -> Iterator[None]:
+    server.hang()
+    yield
+    server.resume()
+
+
+@contextmanager
+def swallowed(server: Valkey, between: Between) -> Iterator[None]:
+    between.mode = "swallow"
+    yield
+    between.mode = "pass"
+
+
+@contextmanager
+def nonsense(server: Valkey, between: Between) -> Iterator[None]:
+    between.mode = "nonsense"
+    yield
+    between.mode = "pass"
+
+
+def redis_of(gateway: GatewayProcess) -> bool | None:
+    answer = one(gateway.port, request(b"", method="GET", path="/healthz/deps", length=False, key=""))
+    found: bool | None = json.loads(answer.body)["redis"]
+    return found
+
+
+@pytest.fixture
+def pair(own_valkey: Valkey, tmp_path: Path) -> Iterator[tuple[list[GatewayProcess], Valkey, Between]]:
+    """Two gateways with their own state, one Redis, and what stands between."""
+    with ExitStack() as stack:
+        between = stack.enter_context(Between(own_valkey.port))
+        backend = stack.enter_context(scripted("openai", models=("tiny:1b",)))
+        address = f"redis://127.0.0.1:{between.port}/0"
+        environment = {"WIDE_KEY": "key-of-the-wide", "NARROW_KEY": "key-of-the-narrow", "REDIS_URL": address}
+        gateways = [
+            stack.enter_context(
+                GatewayProcess(CONFIG.format(url=backend.url), {**environment, "XDG_STATE_HOME": str(tmp_path / str(number))})
+            )
+            for number in range(2)
+        ]
+        wait_until(lambda: all(redis_of(gateway) for gateway in gateways))
+        time.sleep(2.0)  # heartbeats: each has seen the other
+        yield gateways, own_valkey, between
+
+
+async def test_no_chat_fails_and_limits_are_kept(pair: tuple[list[GatewayProcess], Valkey, Between]) -> None:
+    gateways, server, between = pair
+    ports = [gateway.port for gateway in gateways]
+    for trouble in (stopped, hung, swallowed, nonsense):
+        wide = asyncio.create_task(offer(ports, 100, 4.0, "key-of-the-wide", BODY))
+        narrow = asyncio.create_task(offer(ports, 60, 4.0, "key-of-the-narrow", BODY))
+        await asyncio.sleep(1.0)
+        with trouble(server, between):
+            await asyncio.sleep(1.5)
+            assert await asyncio.to_thread(lambda: [redis_of(gateway) for gateway in gateways]) == [False, False], trouble.__name__
+        chats, limited = await wide, await narrow
+        assert {(got.status, got.code) for got in chats} == {(200, "")}, trouble.__name__
+        times = [got.at_s for got in limited if got.status == 200]
+        assert {got.status for got in limited} == {200, 429}, trouble.__name__
+        # When it goes, and when it comes back, each gateway goes on from what it last knew.
+        assert most_in(times) <= 20 + 4 + 6, trouble.__name__
+        assert 0.8 * 20 * 4.0 <= len(times) <= 4 + 20 * 4.2 + 6, (trouble.__name__, len(times))
+        await asyncio.to_thread(wait_until, lambda: all(redis_of(gateway) for gateway in gateways), 10.0)
+        await asyncio.sleep(0.5)
+    for gateway in gateways:
+        assert "Traceback" not in gateway.log and "the gateway goes on without it" in gateway.log
+        assert gateway.log.count("is away") < 30, "it is said when it changes, not again and again"
