@@ -139,8 +139,12 @@ async def test_a_run_that_is_cut_off_at_any_point_loses_and_doubles_nothing(stor
 
 @pytest.mark.parametrize("place", [0, 5, 19])
 async def test_a_row_the_store_refuses_goes_alone(store: Store, tmp_path: Path, place: int) -> None:
-    """More than 64 bits, or 32 where the column has no more."""
-    poison = {"prompt_tokens": (1 << 63) + 5} if place else {"attempts": (1 << 63) + 5}
+    """By itself (Postgres: more than the column's 32 bits), or because it cannot even be asked to take it."""
+    poison = {"prompt_tokens": (1 << 63) + 5} if place == 5 else {"attempts": 1 << 40}
+    if store.kind == "sqlite":
+        refusal = "CREATE TRIGGER refusal BEFORE INSERT ON usage WHEN new.attempts > 1000000 BEGIN SELECT RAISE(ABORT, 'no'); END"
+        async with store.writing() as connection:
+            await connection.execute(text(refusal))
     journal_of(tmp_path, [a_record(number, **(poison if number == place else {})) for number in range(20)])
     shipping = Shipping(tmp_path, MIB)
     await shipping.run(store)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import delete, or_, select
+from sqlalchemy import delete, or_, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
@@ -24,6 +24,16 @@ _SUMS = tuple(column.name for column in USAGE_HOURLY.columns if column.name not 
 _RENAMED = {"grp": "group"}
 _JSON = ("trail", "tags")
 _FIELDS = tuple((column.name, _RENAMED.get(column.name, column.name)) for column in USAGE.columns)
+_NAMES = ", ".join(f'"{column}"' for column, _ in _FIELDS)
+# All rows of a batch as one JSON text: the database takes them apart in a third of the time that as many parameters take.
+_VALUES = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(_FIELDS)))
+_INTO = f"INSERT INTO usage ({_NAMES}) SELECT"
+_ONCE = "ON CONFLICT DO NOTHING RETURNING id"
+_INSERT = {
+    "sqlite": f"{_INTO} {_VALUES} FROM json_each(:rows) WHERE true {_ONCE}",
+    "postgresql": f"{_INTO} {_NAMES} FROM json_populate_recordset(CAST(NULL AS usage), CAST(:rows AS json)) {_ONCE}",
+}
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 _REFUSALS = ("22", "23", "54")  # Postgres: data exception, integrity violated, a limit exceeded
 
 
@@ -57,8 +67,10 @@ async def keep(store: Store, segment: str, before: int, end: int, records: Seque
         await _raise_position(connection, segment, before, end)
         if not rows:
             return 0
-        insert = _insert(connection, USAGE).on_conflict_do_nothing().returning(USAGE.c.id)
-        new = set((await connection.execute(insert, rows)).scalars())
+        kind = connection.dialect.name
+        given = [list(row.values()) for row in rows] if kind == "sqlite" else rows
+        inserted = await connection.execute(text(_INSERT[kind]), {"rows": msgspec.json.encode(given).decode()})
+        new = set(inserted.scalars())
         if sums := hourly([row for row in rows if row["id"] in new]):
             upsert = _insert(connection, USAGE_HOURLY)
             raised = {name: USAGE_HOURLY.c[name] + upsert.excluded[name] for name in _SUMS}
@@ -87,13 +99,20 @@ def refused(error: BaseException) -> bool:
 
 
 def row_of(record: UsageRecord) -> dict[str, Any]:
-    """The row of `usage` for a record."""
+    """The row of `usage` for a record, its columns in their order.
+
+    Raises:
+        OverflowError: A count is beyond 64 bits, which SQLite would take for a fraction.
+    """
     row = {column: getattr(record, field) for column, field in _FIELDS}
     for name in _JSON:
         if row[name] is not None:
             row[name] = msgspec.json.encode(row[name]).decode()
     for name in ("user", "asked"):  # a client's own words: Postgres takes no NUL
         row[name] = row[name].replace("\0", "")
+    for name in _COUNTS:
+        if row[name] is not None and row[name] >= 1 << 63:
+            raise OverflowError(f"{name} is beyond 64 bits")
     return row
 
 
