@@ -50,6 +50,10 @@ class ApiKeySettings(Settings):
     admin: Flag = Field(default=False, description="Whether admin routes and endpoint addresses are open to it.")
     show_endpoints: Flag = Field(default=True, description="Whether answers to it carry x-hx-endpoint.")
     limits: KeyLimitSettings | None = Field(default=None, description="How much it may use; none means no limit.")
+    owner: str = Field(default="", description="Whose it is, for people.")
+    team: str = Field(default="", description="Who it is counted for, in reports.")
+    tags: Names = Field(default=(), description="Free labels, for reports.")
+    namespaces: Names | None = Field(default=None, description="Namespaces of documents it may use; none means all.")
 
 
 class KeysSettings(Settings):

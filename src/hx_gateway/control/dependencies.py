@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
+from hx_gateway.core import errors
 from hx_gateway.core.clock import Clock
 from hx_gateway.core.context import Exchange, Identity, Route
-from hx_gateway.dataplane.stages.authenticate import refused, token_of
+from hx_gateway.core.errors import Failure
+from hx_gateway.dataplane.stages.authenticate import token_of
 from hx_gateway.telemetry.exposition import Observed
 
 if TYPE_CHECKING:
@@ -21,11 +23,15 @@ class Keys(Protocol):
 
     @property
     def required(self) -> bool:
-        """Whether any key is configured."""
+        """Whether a key is needed."""
         ...
 
     def identify(self, token: bytes, /) -> Identity | None:
         """Whose key this is; None when it is nobody's."""
+        ...
+
+    def refusal(self, token: bytes, /) -> Failure:
+        """Why it is nobody's."""
         ...
 
 
@@ -82,7 +88,7 @@ def identify(request: Request) -> Identity | None:
     """Whose key came with the request; None where no key is configured at all.
 
     Raises:
-        Failure: ``invalid_api_key``.
+        Failure: ``invalid_api_key``, or ``store_unavailable`` where that cannot be told.
     """
     keys = gateway_of(request).keys
     if not keys.required:
@@ -90,7 +96,7 @@ def identify(request: Request) -> Identity | None:
     token = token_in(request)
     identity = keys.identify(token)
     if identity is None:
-        raise refused(token)
+        raise keys.refusal(token)
     return identity
 
 
@@ -105,6 +111,13 @@ async def _caller(request: Request) -> Identity | None:
     return identify(request)
 
 
+async def _administrator(request: Request) -> Identity | None:
+    identity = identify(request)
+    if identity is not None and not identity.admin:
+        raise Failure(errors.ADMIN_ONLY, "this route needs an admin key; the master key is one")
+    return identity
+
+
 async def _visitor(request: Request) -> Identity | None:
     return identify(request) if token_in(request) else None
 
@@ -113,5 +126,7 @@ GatewayOf = Annotated[Gateway, Depends(_gateway)]
 """The gateway."""
 Caller = Annotated[Identity | None, Depends(_caller)]
 """Whose key came with the request: one is needed where any is configured; None where none is."""
+Administrator = Annotated[Identity | None, Depends(_administrator)]
+"""Whose admin key came with the request; None where no key is needed."""
 Visitor = Annotated[Identity | None, Depends(_visitor)]
 """Whose key came with a request that needs none; a wrong one is refused."""

@@ -70,6 +70,9 @@ class Identity:
         id: Its id in the store; empty for keys of the configuration.
         team: Who it is counted for.
         tags: Free labels, for reports.
+        owner: Whose it is, for people.
+        namespaces: Namespaces of documents it may use; None means all.
+        expires_s: Unix time from which it is no longer let in; 0.0 for never.
     """
 
     name: str
@@ -80,6 +83,9 @@ class Identity:
     id: str = ""
     team: str = ""
     tags: tuple[str, ...] = ()
+    owner: str = ""
+    namespaces: frozenset[str] | None = None
+    expires_s: float = 0.0
 
     def may_use(self, name: str) -> bool:
         """Whether the key is allowed the model or group ``name``."""

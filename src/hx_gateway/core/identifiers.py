@@ -13,6 +13,11 @@ def _base32(value: int, length: int) -> str:
     return "".join(_ALPHABET[(value >> shift) & 31] for shift in range(5 * (length - 1), -1, -5))
 
 
+def new_id(wall_s: float) -> str:
+    """One ULID, for what is made seldom: 48 bits of milliseconds since the Unix epoch, 80 random bits; 26 characters."""
+    return _base32(int(wall_s * 1000), 10) + _base32(int.from_bytes(os.urandom(10), "big"), 16)
+
+
 class RequestIds:
     """Makes ULIDs: 48 bits of milliseconds, 50 random bits per process, 30 bits of counter.
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
-from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Stage
 
 
@@ -21,24 +19,15 @@ def token_of(notes: dict[bytes, bytes]) -> bytes:
     return notes.get(b"x-api-key") or notes.get(b"api-key") or b""
 
 
-def build(gateway: Any) -> Stage | None:
-    """The stage for a gateway; none where no key is configured (then it listens on loopback only)."""
+def build(gateway: Any) -> Stage:
+    """The stage for a gateway; while no key is known to it (then it listens on loopback only) it lets everybody pass."""
     keys = gateway.keys
-    if not keys.required:
-        return None
     identify = keys.identify
 
     def authenticate(exchange: Exchange) -> None:
         token = token_of(exchange.notes)
         exchange.identity = identity = identify(token)
-        if identity is None:
-            raise refused(token)
+        if identity is None and keys.required:
+            raise keys.refusal(token)
 
     return authenticate
-
-
-def refused(token: bytes) -> Failure:
-    """Why a token is not accepted."""
-    if not token:
-        return Failure(errors.INVALID_API_KEY, "no API key was sent; send it as 'Authorization: Bearer YOUR_KEY'")
-    return Failure(errors.INVALID_API_KEY, "the API key is not known to this gateway; check it, or ask its operator for one")
