@@ -80,7 +80,8 @@ class Backing:
         await self._start_redis()
         settings = self.config.ledger
         if self.folder is not None and settings.enabled:
-            journal = Journal(self.folder / FOLDER, settings.segment_bytes, settings.journal_max_bytes, settings.dead_letter_max_bytes)
+            size = min(settings.segment_bytes, settings.journal_max_bytes // (4 * self.config.service.workers))
+            journal = Journal(self.folder / FOLDER, size, settings.journal_max_bytes, settings.dead_letter_max_bytes)
             await asyncio.to_thread(journal.start)
             self.ledger.journal = journal
             self._tasks.append(asyncio.create_task(self._tick(journal), name="journal"))

@@ -107,7 +107,7 @@ class Gateway:
         run = [stage for _, stage in stages if stage is not None]
         unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve")]
 
-        self.backing.adopt(config)
+        self.backing.adopt(config, keys)
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
@@ -299,6 +299,10 @@ class Gateway:
                 self._retired.remove(endpoint)
                 endpoint.cool_until_s = inf
                 endpoint.pool.close()
+            try:
+                self.backing.known.look()
+            except Exception:  # blame: the gateway's own; what is revoked must be heard of
+                _log.exception("the keys of the store could not be looked at")
             try:
                 self.proxy.sweep(now_s)
             except Exception:  # blame: the gateway's own; heartbeats must go on

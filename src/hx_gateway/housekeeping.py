@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER
+from hx_gateway.stores.known_keys import KnownKeys
 from hx_gateway.stores.shipping import Shipping
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Duty(Protocol):
         """Do it.
 
         Returns:
-            What should be known about it (numbers and text, nothing secret), for the state file.
+            What should be known about it (numbers and text, nothing secret), for the state file; None where nothing happened.
 
         Raises:
             Exception: It failed; it is run again after a pause that grows to some seconds.
@@ -68,7 +69,10 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
         folder: The state directory.
     """
     settings = config.ledger
-    return [Shipping(folder / FOLDER, settings.dead_letter_max_bytes)] if settings.enabled else []
+    found: list[Duty] = [KnownKeys(folder, database_url(config.storage, folder))]
+    if settings.enabled:
+        found.append(Shipping(folder / FOLDER, settings.dead_letter_max_bytes))
+    return found
 
 
 class Housekeeping:
@@ -148,12 +152,14 @@ class Housekeeping:
         try:
             if not duty.pending():
                 return True
-            self._changed = True
-            facts |= await duty.run(await self._open()) or {}
+            found = await duty.run(await self._open())
+            self._changed = self._changed or found is not None or facts["error"] != ""
+            facts |= found or {}
         except Exception as error:  # blame: the database's, or the duty's own; the others must go on
             told = await self._failed(error)
             if told != facts["error"] and told != self._reachable["error"]:
                 _log.warning("%s failed and is tried again: %s", duty.name, told)
+            self._changed = self._changed or told != facts["error"]
             facts["error"] = told
             return False
         facts["error"] = ""

@@ -98,6 +98,25 @@ async def ready(store: Store) -> bool:
         return await connection.run_sync(revision_of) == newest()
 
 
+async def opened(url: str, statement_s: float = 30.0, connections: int = 3) -> Store:
+    """A store that has the newest schema: one that has not is upgraded first.
+
+    Args:
+        url, statement_s, connections: As for `Store`.
+
+    Raises:
+        StoreError: The database cannot be used.
+    """
+    store = Store(url, statement_s, connections)
+    try:
+        if not await ready(store):
+            await upgrade(url)
+    except BaseException:
+        await store.close()
+        raise
+    return store
+
+
 def revision_of(connection: Connection) -> str:
     """The revision of a database; empty when there is none."""
     return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision() or ""
