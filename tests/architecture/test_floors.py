@@ -12,7 +12,7 @@ import pytest
 from tests.architecture.sources import ROOT, SOURCES
 
 FRAMEWORKS = {"aiohttp", "fastapi", "httpx", "pydantic", "redis", "requests", "rich", "sqlalchemy", "starlette", "typer"}
-WITHOUT_FRAMEWORK = ("core", "openai", "fleet", "routing", "dataplane")
+WITHOUT_FRAMEWORK = ("core", "openai", "fleet", "ledger", "routing", "dataplane")
 LOOK = """
 import importlib, json, pkgutil, sys
 package = importlib.import_module(sys.argv[1])

@@ -34,6 +34,7 @@ _HEADERS = """
 | `x-hx-model-group` | Model, alias or group, where the body names no model. |
 | `x-hx-timeout-ms` | The client's own total deadline in milliseconds. |
 | `x-request-id` | Sent back and upstream where it is a plain token of at most 128 characters; else the gateway makes one. |
+| `x-openwebui-user-id` | The end user, for the ledger; believed from keys in `ledger.end_user_keys` only, and passed on (`ledger.end_user_header`). |
 | `traceparent`, `tracestate` | Passed on. |
 
 ## Headers the gateway sends

@@ -40,14 +40,14 @@ class Journal:
 
     Args:
         folder: Folder of the segments of all processes; made where it is missing.
-        segment_bytes: Size of each.
+        segment_bytes: Size of each; less where several would not fit into ``max_bytes``.
         max_bytes: Most bytes of all of them; then the oldest finished ones go to the dead letters.
         dead_letter_max_bytes: Most bytes of those; then the oldest are deleted.
     """
 
     def __init__(self, folder: Path, segment_bytes: int, max_bytes: int, dead_letter_max_bytes: int) -> None:
         self.folder = folder
-        self.segment_bytes = min(segment_bytes, max_bytes // 4) & -4096
+        self.segment_bytes = max(min(segment_bytes, max_bytes // 4), 2 * LARGEST) & -4096
         self.max_bytes = max_bytes
         self.dead_letter_max_bytes = dead_letter_max_bytes
         self.records = 0  # written
