@@ -8,11 +8,15 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hx_gateway.access import table as tables
 from hx_gateway.access.sharing import shared_memory
@@ -28,7 +32,8 @@ class Peer:
     CODE = """
 import sys
 from pathlib import Path
-from hx_gateway.access.table import Table
+from hx_gateway.access.table import State, Table
+state = State()
 table = Table(Path(sys.argv[1]))
 index = table.find(b"k" * 16, 20000)
 print(index, flush=True)
@@ -235,3 +240,65 @@ def test_counts_stay_in_their_bounds(table: Table) -> None:
     assert table.mine(index) == (0, 0, 0)
     table.add(index, 70_000)
     assert table.requests(index) == 65_535
+
+
+class Shared(RuleBasedStateMachine):
+    """Two processes with one table, of which the other is killed now and then, against a model of what each has under way."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "limits.map"
+        self.table = Table(self.path)
+        self.index = self.table.find(KEY, TODAY)
+        self.peer = Peer(self.path)
+        self.mine = self.theirs = self.used = 0
+        self.now_s = time.monotonic()
+
+    def teardown(self) -> None:
+        self.peer.end()
+        self.table.close()
+        self.folder.cleanup()
+
+    @rule(count=st.integers(1, 5))
+    def take(self, count: int) -> None:
+        self.table.add(self.index, count, count * 10, count * 100)
+        self.mine += count
+
+    @rule(count=st.integers(1, 5))
+    def they_take(self, count: int) -> None:
+        self.peer.do(f"table.add(index, {count}, {count * 10}, {count * 100})")
+        self.theirs += count
+
+    @rule(tokens=st.integers(0, 10**12))
+    def use(self, tokens: int) -> None:
+        write(self.table, self.index, day_tokens=self.used + tokens)
+        self.used += tokens
+
+    @rule(tokens=st.integers(0, 10**12))
+    def they_use(self, tokens: int) -> None:
+        words = "table.acquire(index)", "table.read(index, state)", f"setattr(state, 'day_tokens', state.day_tokens + {tokens})"
+        self.peer.do(f"[{', '.join(words)}, table.write(index, state), table.release(index)]")
+        self.used += tokens
+
+    @rule()
+    def they_are_killed(self) -> None:
+        self.peer.process.kill()
+        self.peer.process.communicate()
+        self.now_s += 1
+        assert self.table.take_back(self.now_s)
+        self.theirs = 0
+        assert self.table.requests(self.index) == self.mine
+        self.peer = Peer(self.path)
+
+    @invariant()
+    def both_agree(self) -> None:
+        if hasattr(self, "peer"):
+            total = self.mine + self.theirs
+            assert (self.table.requests(self.index), self.table.reserved(self.index)) == (total, (total * 10, total * 100))
+            assert read(self.table, self.index).day_tokens == self.used
+            assert self.peer.do("(table.requests(index), table.read(index, state) and state.day_tokens)") == str((total, self.used))
+
+
+TestShared = Shared.TestCase
+TestShared.settings = hypothesis_settings(max_examples=6, stateful_step_count=20)

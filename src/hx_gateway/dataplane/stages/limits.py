@@ -35,7 +35,7 @@ def refused(account: Account, refusal: Refusal) -> Failure:
         )
         return Failure(errors.RATE_LIMITED, text, retry_after_s=wait_s or None, should_retry=None if wait_s else False)
     elif name == "max_concurrent":
-        text = f"{who} has {value} requests under way, as many as it may ({name}); try again when one has ended"
+        text = f"{who} has as many requests under way as it may ({name}, {value}); try again when one has ended"
     else:
         until = (datetime.now(UTC) + timedelta(seconds=wait_s)).isoformat(timespec="seconds").replace("+00:00", "Z")
         period, _, unit = name.partition("_")
@@ -76,7 +76,7 @@ def account_of(metering: Metering, identity: Identity) -> Account:
     """The account of a limited key."""
     limits = identity.limits
     assert limits is not None
-    return metering.limiter.account(f"key:{identity.name}", identity.name, limits)
+    return metering.limiter.account(f"key:{identity.id or identity.name}", identity.name, limits)
 
 
 def _passed(account: Account, exchange: Exchange, answer: Hold | Refusal) -> None:
