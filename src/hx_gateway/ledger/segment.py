@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 from struct import Struct
 from typing import NamedTuple
@@ -31,6 +32,7 @@ _WRITTEN = Struct("<QQ")  # bytes and records as of the last look, for reports o
 _SHIPPED = Struct("<QQ")
 _WRITTEN_AT, _SHIPPED_AT = 24, 40
 _ZEROS = bytes(1 << 18)
+_GET_FLAGS, _SET_FLAGS, _IN_PLACE = 0x80086601, 0x40086602, 0x00800000  # Linux: FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL
 
 
 class Head(NamedTuple):
@@ -106,6 +108,7 @@ class Segment:
         self.descriptor = os.open(unready, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+            _in_place(self.descriptor)
             os.posix_fallocate(self.descriptor, 0, size)
             for start in range(0, size, len(_ZEROS)):  # pages that were written once need no work of the file system again
                 os.pwrite(self.descriptor, _ZEROS[: size - start], start)
@@ -144,6 +147,15 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"<Segment {self.path.name} records={self.records} {self.offset}/{self.size}>"
+
+
+def _in_place(descriptor: int) -> None:
+    """Have btrfs overwrite an empty file in place: with a copy for each change, a full disk would end the process with a signal."""
+    with suppress(OSError):  # other file systems do so anyway, or cannot
+        flags = bytearray(8)
+        fcntl.ioctl(descriptor, _GET_FLAGS, flags)
+        flags[:4] = (int.from_bytes(flags[:4], "little") | _IN_PLACE).to_bytes(4, "little")
+        fcntl.ioctl(descriptor, _SET_FLAGS, flags)
 
 
 def grasp(path: Path) -> int:
