@@ -128,6 +128,7 @@ _FAILURES = {
     "401": "No key, or one that is not known.",
     "403": "The key may not use this model.",
     "404": "No model, alias or group has this name.",
+    "409": "The change does not go with what is there.",
     "413": "The body is larger than http.max_body_bytes.",
     "429": "A rate limit, or every model server is full; Retry-After tells when to try again.",
     "502": "The model server failed, and so did the others that were tried.",
@@ -136,10 +137,11 @@ _FAILURES = {
 }
 
 
-def failures(*statuses: str) -> dict[str, Any]:
+def failures(*statuses: str) -> dict[int | str, Any]:
     """Error answers for an operation, all of OpenAI's shape."""
     return {
-        status: {"description": _FAILURES[status], "content": {"application/json": {"schema": _ERROR}}} for status in statuses or _FAILURES
+        status: {"description": _FAILURES[status], "content": {"application/json": {"schema": _ERROR}}}
+        for status in statuses or sorted(_FAILURES.keys() - {"409"})
     }
 
 
@@ -198,6 +200,8 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     components["securitySchemes"] = SECURITY
     for path, item in document["paths"].items():
         for operation in item.values():
+            if path.startswith("/admin/"):
+                operation["security"] = _NEEDS_KEY
             if path.startswith("/v1/"):
                 operation["security"] = _NEEDS_KEY
                 operation["responses"].update(failures("401", "404") if "{" in path else failures("401"))

@@ -1,10 +1,42 @@
-"""What may be told of the stores: whether each is reachable, and to administrators where it is and what went wrong."""
+"""The stores as the control plane sees them: what may be told of each, and answers to requests that need one."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
 from hx_gateway.backing import Backing
 from hx_gateway.config.storage import database_url
+from hx_gateway.core import errors
+from hx_gateway.core.errors import Failure, Unavailable
 from hx_gateway.housekeeping import read_state
+
+if TYPE_CHECKING:
+    from hx_gateway.stores.sql.engine import Store
+
+_LONGEST_S = 10.0
+_AGAIN_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def answering(backing: Backing) -> AsyncIterator[Store]:
+    """The SQL store, for a request that cannot be answered without it; for administrators only, since they are told what is wrong.
+
+    Raises:
+        Failure: ``store_unavailable``: it cannot be used, or does not answer in time.
+    """
+    storage = backing.config.storage
+    url = storage.database_url.reveal() if storage.database_url is not None else "sqlite:"
+    name = "Postgres" if url.startswith("postgres") else "the SQLite file"
+    try:
+        async with asyncio.timeout(_LONGEST_S):
+            yield await backing.store()
+    except TimeoutError:
+        raise Failure(errors.STORE_UNAVAILABLE, f"{name} does not answer; try again when it does", retry_after_s=_AGAIN_S) from None
+    except Unavailable as error:
+        raise Failure(errors.STORE_UNAVAILABLE, f"{name} cannot be used: {error}", retry_after_s=_AGAIN_S) from None
 
 
 def sql_state(backing: Backing, admin: bool) -> tuple[bool | None, str]:

@@ -7,18 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from hx_gateway.control.dependencies import Caller, GatewayOf
+from hx_gateway.control.dependencies import Administrator, Caller, GatewayOf
 from hx_gateway.core import errors
-from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS, Identity
+from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS
 from hx_gateway.core.context import Route as Inference
 from hx_gateway.core.errors import Failure
 
 _ROUTES: dict[str, Inference] = {route.name: route for route in (CHAT, COMPLETIONS, EMBEDDINGS)}
-
-
-def _admin(caller: Identity | None, keys_required: bool) -> None:
-    if keys_required and (caller is None or not caller.admin):
-        raise Failure(errors.ADMIN_ONLY, "this route needs an admin key; the master key is one")
 
 
 def router() -> APIRouter:
@@ -43,25 +38,22 @@ def router() -> APIRouter:
 
     @routes.get("/admin/decisions")
     async def decisions(
-        gateway: GatewayOf, caller: Caller, limit: Annotated[int, Query(ge=1, le=1000, description="Most decisions to list.")] = 50
+        gateway: GatewayOf, caller: Administrator, limit: Annotated[int, Query(ge=1, le=1000, description="Most decisions to list.")] = 50
     ) -> dict[str, Any]:
         """The latest routing decisions of this worker, newest first. Needs an admin key."""
-        _admin(caller, gateway.keys.required)
         return {"object": "list", "data": gateway.decisions(limit)}
 
     @routes.get("/admin/decisions/{id}")
-    async def decision(id: str, gateway: GatewayOf, caller: Caller) -> dict[str, Any]:
+    async def decision(id: str, gateway: GatewayOf, caller: Administrator) -> dict[str, Any]:
         """Every attempt of one request, by its x-hx-decision-id. Needs an admin key."""
-        _admin(caller, gateway.keys.required)
         found = [attempt for attempt in gateway.decisions() if attempt["id"] == id]
         if not found:
             raise Failure(errors.NOT_FOUND, f"no decision {id!r} is remembered by this worker; it keeps the latest few thousand")
         return {"object": "decision", "id": id, "attempts": found[::-1]}
 
     @routes.post("/admin/reload")
-    async def reload(gateway: GatewayOf, caller: Caller, response: Response) -> dict[str, Any]:
+    async def reload(gateway: GatewayOf, caller: Administrator, response: Response) -> dict[str, Any]:
         """Load the configuration again, in all workers; 409 with the reasons when it is refused. Needs an admin key."""
-        _admin(caller, gateway.keys.required)
         if gateway.reloading is None:
             raise Failure(errors.NOT_FOUND, "this gateway was started without a configuration that can be loaded again")
         outcome = gateway.reloading.everywhere()
@@ -69,9 +61,8 @@ def router() -> APIRouter:
         return _told(outcome)
 
     @routes.get("/admin/reload")
-    async def reloaded(gateway: GatewayOf, caller: Caller) -> dict[str, Any]:
+    async def reloaded(gateway: GatewayOf, caller: Administrator) -> dict[str, Any]:
         """How the last reload of this worker ended. Needs an admin key."""
-        _admin(caller, gateway.keys.required)
         last = gateway.reloading.last if gateway.reloading is not None else None
         return _told(last) if last is not None else {"ok": None, "problems": [], "restart": [], "at": None}
 

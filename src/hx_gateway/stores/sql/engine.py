@@ -15,6 +15,8 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from hx_gateway.core.errors import Unavailable
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -24,7 +26,7 @@ _IDLE_S = 60.0  # a transaction that nobody goes on with is ended by Postgres
 _READING = "hx_reading"
 
 
-class StoreError(Exception):
+class StoreError(Unavailable):
     """The database cannot be used; the message says why and what to do, and holds no secret."""
 
 
