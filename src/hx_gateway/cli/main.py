@@ -12,12 +12,14 @@ from typer.core import TyperGroup
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Name, where its function is, and its line in the list; a command takes its options from the function's signature.
+# Name, where its function is, and its line in the list; a command takes its options from the function's signature, and a function
+# called `group` makes several commands below one name.
 COMMANDS = (
     ("serve", "hx_gateway.cli.serve:serve", "Start the gateway."),
     ("demo", "hx_gateway.cli.demo:demo", "Start it with small local models, to try it out."),
     ("check", "hx_gateway.cli.check:check", "Check a configuration and show what would result."),
     ("simulate", "hx_gateway.cli.simulate:simulate", "Play a trace against simulated servers, policies side by side."),
+    ("keys", "hx_gateway.cli.keys:group", "Make, list, rotate, limit and revoke API keys."),
     ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
@@ -25,6 +27,10 @@ COMMANDS = (
 
 
 def _command(name: str, function: Callable[..., Any], summary: str) -> Any:
+    if function.__name__ == "group":
+        several = function()
+        several.info.help = summary
+        return typer.main.get_command(several)
     single = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     single.command(name, help=function.__doc__ or summary)(function)
     return typer.main.get_command(single)

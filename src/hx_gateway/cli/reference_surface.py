@@ -65,6 +65,18 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def _options(command: Any) -> list[str]:
+    """The table of a command's arguments and options; nothing for one that has none."""
+    rows = []
+    for parameter in command.params:
+        if parameter.param_type_name == "argument":
+            label = str(parameter.name).upper()
+        else:
+            label = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        rows.append(f"| `{_cell(label)}` | {_cell(getattr(parameter, 'help', '') or '')} |")
+    return ["| argument or option | |\n|---|---|\n" + "\n".join(rows)] if rows else []
+
+
 def commands_page() -> str:
     """The page of every command and its options, as Markdown."""
     import typer.main
@@ -76,15 +88,9 @@ def commands_page() -> str:
     for name, _, summary in COMMANDS:
         command = root.get_command(typer.Context(root), name)
         lines.append(f"\n## hx-gateway {name}\n\n{(command.help or summary).strip()}\n")
-        rows = []
-        for parameter in command.params:
-            if parameter.param_type_name == "argument":
-                label = str(parameter.name).upper()
-            else:
-                label = ", ".join([*parameter.opts, *parameter.secondary_opts])
-            rows.append(f"| `{_cell(label)}` | {_cell(getattr(parameter, 'help', '') or '')} |")
-        if rows:
-            lines.append("| argument or option | |\n|---|---|\n" + "\n".join(rows))
+        lines += _options(command)
+        for inner, part in getattr(command, "commands", {}).items():
+            lines += [f"\n### hx-gateway {name} {inner}\n\n{(part.help or '').strip()}\n", *_options(part)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
 
