@@ -78,6 +78,10 @@ def _values(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str,
 
 def wiring(loaded: Loaded) -> dict[str, Any]:
     """What the gateway would be with this configuration, as plain data without secrets."""
+    import os
+
+    from hx_gateway.config.crosscheck import stored_keys
+
     config = loaded.config
     service = config.service
     host = f"[{service.host}]" if ":" in service.host else service.host
@@ -101,6 +105,7 @@ def wiring(loaded: Loaded) -> dict[str, Any]:
         "keys": {
             "master": config.keys.master_key is not None,
             "names": [key.name for key in config.keys.api_keys],
+            "stored": stored_keys(config, os.environ),
         },
         "settings": [
             {"path": path, "value": values.get(path), "source": source} for path, source in loaded.sources.items() if source != "default"
@@ -133,6 +138,8 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
     yield f"listens on     {listen['url']}{workers}"
     yield f"default model  {plan['default_model'] or 'none: a request must name one'}"
     names = (["master (admin)"] if plan["keys"]["master"] else []) + plan["keys"]["names"]
+    if plan["keys"]["stored"]:
+        names.append(f"{plan['keys']['stored']} in the store, so that a key is required")
     nobody = "none: this machine alone may call" if plan["ok"] else "none: nobody is let in"
     yield f"keys           {', '.join(names) or nobody}"
     yield f"forwards to    {plan['forward_to'] or 'nothing: other /v1 paths are refused'}"

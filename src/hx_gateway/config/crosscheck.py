@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path as FilePath
 
@@ -13,6 +14,7 @@ from hx_gateway.config.located import Path
 from hx_gateway.config.problems import Finding
 from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, Secret, Settings, UpstreamSettings, is_url
 from hx_gateway.config.shape import dotted, nearest, shown
+from hx_gateway.config.storage import state_directory
 from hx_gateway.config.weak_keys import NEW_KEY, fault, hash_fault
 
 
@@ -139,7 +141,17 @@ def _places(config: GatewayConfig, environ: Mapping[str, str]) -> Iterator[Findi
         yield from _reference(config, ("gateway", "default_upstream"), upstream)
 
 
-def _keys(config: GatewayConfig) -> Iterator[Finding]:
+def stored_keys(config: GatewayConfig, environ: Mapping[str, str]) -> int:
+    """How many keys the store had when a gateway with this state directory last read it."""
+    try:
+        # The file that access.snapshot writes; whether it is sound is for those who let in by it.
+        found = json.loads((state_directory(config.storage, environ) / "keys.json").read_bytes())
+        return len(found["snapshot"]["keys"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _keys(config: GatewayConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     names: dict[str, Path] = {}
     digests: dict[str, str] = {}
     master = config.keys.master_key
@@ -168,12 +180,14 @@ def _keys(config: GatewayConfig) -> Iterator[Finding]:
         if digest in digests:
             yield Finding(where, f"is the same key as {digests[digest]}; each entry needs its own")
         digests.setdefault(digest, f"{key.name}'s")
-    if not digests and not is_loopback(config.service.host):
-        message = (
-            f"{shown(config.service.host)} is reachable from other machines and no key is configured; set keys.master_key "
-            f"(or MASTER_KEY), or bind to 127.0.0.1. A good key: {NEW_KEY}"
-        )
-        yield Finding(("service", "host"), message, level="blocker", rests_on="keys")
+    if not digests and not is_loopback(config.service.host) and not stored_keys(config, environ):
+        message = f"{shown(config.service.host)} is reachable from other machines and no key is configured"
+        if config.storage.database_url is not None:
+            message += ": only keys of the store are let in, and none is known of it yet; hx-gateway keys create makes one"
+            yield Finding(("service", "host"), message, level="warning", rests_on="keys")
+        else:
+            message += f"; set keys.master_key (or MASTER_KEY), or bind to 127.0.0.1. A good key: {NEW_KEY}"
+            yield Finding(("service", "host"), message, level="blocker", rests_on="keys")
 
 
 TERMS = ("wait", "load", "prefill", "decode", "price", "risk", "first_byte", "busy")
@@ -327,12 +341,12 @@ def crosscheck(config: GatewayConfig, environ: Mapping[str, str]) -> list[Findin
 
     Args:
         config: The configuration.
-        environ: The environment, to tell whether an ambiguous ``<MODEL>_ENDPOINT`` is in use.
+        environ: The environment, to tell whether an ambiguous ``<MODEL>_ENDPOINT`` is in use, and where the state directory is.
     """
     return [
         *_names(config),
         *_places(config, environ),
-        *_keys(config),
+        *_keys(config, environ),
         *_rest(config),
         *_literals(config),
     ]
