@@ -166,6 +166,18 @@ def with_field(body: bytes, field: bytes) -> bytes:
     return b"{" + field + (rest if rest[:1] == b"}" else b"," + rest)
 
 
+def asking_usage(body: bytes, facts: Facts) -> bytes:
+    """The body of a request for a stream, with usage asked for.
+
+    Raises:
+        Failure: As `rewritten`.
+    """
+    if facts.stream_options is None and b'"stream_options"' not in body:
+        return with_field(body, b'"stream_options":{"include_usage":true}')
+    options = decoded(body).get("stream_options")
+    return rewritten(body, {"stream_options": {**(options if isinstance(options, dict) else {}), "include_usage": True}})
+
+
 def rewritten(body: bytes, changes: dict[str, Any], drop: tuple[str, ...] = ()) -> bytes:
     """The body decoded, changed and encoded again; duplicate keys collapse to the one that was read.
 

@@ -171,7 +171,7 @@ class Relay:
         if not data:
             return b""
         for part in data.split(b"\n\n"):
-            payload = _payload(part)
+            payload = payload_of(part)
             if payload is None:
                 continue
             if payload == b"[DONE]":
@@ -208,7 +208,7 @@ class Relay:
             if b'"usage"' not in part and b'"error"' not in part and b"[DONE]" not in part:
                 kept.append(part)
                 continue
-            payload = _payload(part)
+            payload = payload_of(part)
             if payload == b"[DONE]":
                 self.complete = True
                 break
@@ -248,7 +248,7 @@ class Relay:
         return Failure(kind, f"the model server reported: {said_error(raw, 'an error')}")
 
 
-def _payload(part: bytes) -> bytes | None:
+def payload_of(part: bytes) -> bytes | None:
     """The data of one event; several data lines are joined, as the standard says. None for a comment."""
     if part.startswith(b"data: ") and b"\n" not in part:
         return part[6:]

@@ -14,11 +14,10 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Headers, Outgoing, StreamReader
 from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai import answers
-from hx_gateway.openai.requests import ChatFacts, EmbeddingsFacts, Facts, decoded, rewritten, with_field, with_model
+from hx_gateway.openai.requests import ChatFacts, EmbeddingsFacts, Facts, asking_usage, decoded, rewritten, with_model
 from hx_gateway.openai.sse import Relay, said_error
 from hx_gateway.openai.wants import holds_images
 
-_ASK_USAGE = b'"stream_options":{"include_usage":true}'
 _base64_format = re.compile(rb'("encoding_format"[ \t\r\n]*:[ \t\r\n]*)"base64"')
 _context_words = ("context length", "context_length", "context size", "context window", "maximum context", "too many tokens")
 _no_images = "image input is not supported"  # llama.cpp says that with status 500, too
@@ -39,10 +38,7 @@ class OpenAIProvider:
         if facts.model != model or not facts.plain:
             body = with_model(body, facts, model)
         if facts.stream and not facts.include_usage:
-            if facts.stream_options is not None or b'"stream_options"' in body:
-                body = rewritten(body, {"stream_options": {**_stream_options(body), "include_usage": True}})
-            else:
-                body = with_field(body, _ASK_USAGE)
+            body = asking_usage(body, facts)
         elif exchange.route is EMBEDDINGS:
             body = _embeddings(body, exchange.facts, deployment.options)
         return Outgoing(deployment.endpoint.paths[exchange.route], body, facts.stream is True, b"POST", b"".join(exchange.forward))
@@ -121,11 +117,6 @@ def _takes_no_images(deployment: Any) -> Failure:
     return Failure(
         errors.UNSUPPORTED_PARAMETER, f"messages: the model {deployment.model!r} does not take images; {remedy}", param="messages"
     )
-
-
-def _stream_options(body: bytes) -> dict[str, Any]:
-    options = decoded(body).get("stream_options")
-    return options if isinstance(options, dict) else {}
 
 
 def _embeddings(body: bytes, facts: EmbeddingsFacts, options: Any) -> bytes:
