@@ -32,14 +32,19 @@ class Response:
         self.outcome = outcome
 
 
+TAKEN = Response(0, b"")
+"""What a stage returns that sees to the answer itself."""
+
+
 class Stage(Protocol):
     """One purpose on the way of every request, before the proxy.
 
-    Returns None to go on, a `Response` to answer now, or an awaitable of either when it really has to wait.
-    May raise `Failure`, which becomes the error answer.
+    Returns None to go on, a `Response` to answer now, `TAKEN` where it has made itself the exchange's owner and the answer comes
+    from there, another `Exchange` to go on with that one in its place (the stage owns the first), or an awaitable of any of these
+    when it really has to wait. May raise `Failure`, which becomes the error answer.
     """
 
-    def __call__(self, exchange: Exchange, /) -> Response | Awaitable[Response | None] | None: ...
+    def __call__(self, exchange: Exchange, /) -> Response | Exchange | Awaitable[Response | Exchange | None] | None: ...
 
 
 class Observer(Protocol):

@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Failure
-from hx_gateway.core.interfaces import Response, Stage
+from hx_gateway.core.interfaces import TAKEN, Response, Stage
 
 STAGES = {
     "authenticate": "hx_gateway.dataplane.stages.authenticate:build",
     "inspect": "hx_gateway.dataplane.stages.inspect:build",
     "resolve": "hx_gateway.dataplane.stages.resolve:build",
     "limits": "hx_gateway.dataplane.stages.limits:build",
+    "cache": "hx_gateway.dataplane.stages.cache:build",
     "admission": "hx_gateway.dataplane.stages.admission:build",
 }
 """Built-in stages. Each path is a function that takes the gateway and returns the stage, or None where it has nothing to do."""
@@ -54,11 +55,15 @@ class Pipeline:
                 answer = stage(exchange)
                 if answer is not None:
                     if isinstance(answer, Response):
-                        self.answer(exchange, answer)
+                        if answer is not TAKEN:
+                            self.answer(exchange, answer)
+                    elif isinstance(answer, Exchange):
+                        exchange = answer
+                        continue
                     else:
                         waiter = Waiter(self, exchange)
                         exchange.owner = waiter
-                        waiter.task = asyncio.get_running_loop().create_task(self._rest(exchange, answer, number + 1))
+                        waiter.task = asyncio.get_running_loop().create_task(self._rest(waiter, answer, number + 1))
                     return
             self.proceed(exchange)
         except Failure as failure:
@@ -66,18 +71,24 @@ class Pipeline:
         except Exception:  # blame: the gateway's own; the client gets an id, the log the trace
             self.fault(exchange)
 
-    async def _rest(self, exchange: Exchange, waiting: Awaitable[Response | None], number: int) -> None:
+    async def _rest(self, waiter: Waiter, waiting: Awaitable[Response | Exchange | None], number: int) -> None:
+        exchange = waiter.exchange
         try:
             answer = await waiting
-            while answer is None and number < len(self.stages):
+            while not isinstance(answer, Response):
+                if answer is not None:
+                    waiter.exchange = exchange = answer
+                    exchange.owner = waiter
+                if number == len(self.stages):
+                    exchange.owner = None
+                    self.proceed(exchange)
+                    return
                 result = self.stages[number](exchange)
                 number += 1
-                answer = result if result is None or isinstance(result, Response) else await result
-            exchange.owner = None
-            if answer is not None:
+                answer = result if result is None or isinstance(result, Response | Exchange) else await result
+            if answer is not TAKEN:
+                exchange.owner = None
                 self.answer(exchange, answer)
-            else:
-                self.proceed(exchange)
         except Failure as failure:
             self.refuse(exchange, failure)
         except Exception:  # blame: the gateway's own; the client gets an id, the log the trace
