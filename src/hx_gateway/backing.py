@@ -18,6 +18,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url, state_directory
 from hx_gateway.core.errors import Unavailable
 from hx_gateway.dataplane.metering import Metering
+from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.ledger.journal import FOLDER, Journal
 from hx_gateway.ledger.observer import Ledger
 from hx_gateway.stores.known_keys import POLL_S, fresh, renew
@@ -47,8 +48,10 @@ class Backing:
     def __init__(self, config: GatewayConfig, memory: int = -1) -> None:
         self.config = config
         self.metering = Metering(_later)
+        self.shelf = Shelf()
         self.redis: Redis | None = None
         self.redis_missing = ""  # why there is none, though one is configured
+        self.shelf_redis: Redis | None = None  # a connection of its own: a large answer on it must not make limits wait
         self._memory = memory
         self.folder: Path | None = None  # the state directory; None until `start`, and where it cannot be written
         self.ledger = Ledger()
@@ -67,6 +70,8 @@ class Backing:
         self.config = config
         # What is kept where no store was asked for is in the state directory, and so is what is known of its keys.
         self.known.adopt(keys, expected=config.storage.database_url is not None)
+        cache = config.cache
+        self.shelf.adopt(cache.max_bytes if cache.enabled else 0, cache.max_entry_bytes, cache.ttl_seconds)
         self.ledger.wanted = config.ledger.enabled
         self.ledger.believe(config.ledger.end_user_header, config.ledger.end_user_keys)
 
@@ -91,8 +96,10 @@ class Backing:
         shared, self.metering.shared = self.metering.shared, None
         if shared is not None:
             await shared.stop()
-        if self.redis is not None:
-            await self.redis.stop()
+        await self.shelf.stop()
+        for redis in (self.redis, self.shelf_redis):
+            if redis is not None:
+                await redis.stop()
         self.metering.limiter.close()
         journal, self.ledger.journal = self.ledger.journal, None
         for task in self._tasks:
@@ -165,6 +172,9 @@ class Backing:
         table = self.metering.limiter.table
         self.metering.shared = Shared(self.metering.limiter, self.redis, table.id, f"{table.id[:8]}-{secrets.token_hex(6)}")
         self.metering.shared.start()
+        if self.config.cache.enabled:
+            self.shelf.remote = self.shelf_redis = Redis(url.reveal(), self.config.storage.redis_budget_seconds)
+            await self.shelf_redis.start()
 
     async def _tick(self, journal: Journal) -> None:
         while True:

@@ -105,7 +105,7 @@ class Gateway:
         plan = _Plan(self, config, keys)
         stages = [(name, find("stage", name, STAGES)(plan)) for name in config.pipeline.stages]
         run = [stage for _, stage in stages if stage is not None]
-        unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve")]
+        unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve", "cache")]
 
         self.backing.adopt(config, keys)
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
@@ -322,6 +322,7 @@ class _Plan:
         self.keys = keys
         self.metering = gateway.backing.metering
         self.proxy = gateway.proxy
+        self.shelf = gateway.backing.shelf
 
     @property
     def registry(self) -> Registry:

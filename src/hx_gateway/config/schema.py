@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hx_gateway.config.cache import CacheSettings
 from hx_gateway.config.keys import ApiKeySettings, KeyLimitSettings, KeysSettings
 from hx_gateway.config.ledger import LedgerSettings
 from hx_gateway.config.routing import FallbackSettings, PolicySettings, QueueSettings
@@ -39,6 +40,7 @@ __all__ = [
     "ALGORITHMS",
     "LATER",
     "ApiKeySettings",
+    "CacheSettings",
     "CorsSettings",
     "EmbeddingsSettings",
     "EndpointSettings",
@@ -189,6 +191,7 @@ class GatewayConfig(Settings):
     fallbacks: dict[Name, FallbackSettings] = Field(default={}, description="What stands in for a model or group, by its name.")
     queue: QueueSettings = Field(default=QueueSettings(), description="Waiting for a place when every deployment of a name is full.")
     keys: KeysSettings = Field(default=KeysSettings(), description="Who may call.")
+    cache: CacheSettings = Field(default=CacheSettings(), description="Answers that are given again to the same request.")
     performance: PerformanceSettings = Field(
         default=PerformanceSettings(), description="How long things may take, and how much may happen at once."
     )

@@ -100,7 +100,7 @@ class Metering:
             return
         exchange.hold = None
         now_s = monotonic()
-        if exchange.outcome is None:
+        if exchange.outcome is None and not exchange.cached:
             hold.account.learn(exchange.completion_tokens, now_s - exchange.received_s)
         if hold.place is not None:
             self.limiter.settle(hold.place, 0, 0)

@@ -13,6 +13,7 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Observer, Provider, Response
 from hx_gateway.dataplane.answer import failure_lines, request_id
 from hx_gateway.dataplane.features import ask_of
+from hx_gateway.dataplane.flight import Carried
 from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.dataplane.run import Run
 from hx_gateway.routing.ask import Ask
@@ -134,6 +135,9 @@ class Proxy:
 
     def finished(self, exchange: Exchange) -> None:
         """Tell the observers that the outcome is known; what fails in one of them touches neither the request nor the others."""
+        if type(exchange) is Carried:
+            exchange.flight.landed()
+            return
         for observer in self.observers:
             try:
                 observer.finished(exchange)

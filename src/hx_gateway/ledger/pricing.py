@@ -21,8 +21,10 @@ class Priced(Protocol):
 def worked(exchange: Exchange) -> bool:
     """Whether a model server did work for it that the client got, or would have got had it stayed."""
     outcome = exchange.outcome
+    if exchange.cached:
+        return False
     if outcome is None:
-        return exchange.deployment is not None and not exchange.cached
+        return exchange.deployment is not None
     if outcome is errors.CLIENT_CLOSED:
         return exchange.call_s > 0.0
     return exchange.status == 200 and exchange.first_byte_s > 0.0  # a stream that broke after it had begun

@@ -11,8 +11,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from hx_gateway.core.errors import CATALOGUE
+from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.health.summary import deployment_usable
 from hx_gateway.ledger.observer import Ledger
+from hx_gateway.telemetry.cached import cached
 from hx_gateway.telemetry.limited import limited
 from hx_gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS, Metrics, Times
 
@@ -32,6 +34,9 @@ class Kept(Protocol):
 
     @property
     def metering(self) -> Any: ...
+
+    @property
+    def shelf(self) -> Shelf: ...
 
     @property
     def redis(self) -> Any: ...
@@ -81,6 +86,7 @@ class GatewayCollector(Collector):
         yield from _endpoints(observed.registry)
         yield from _deployments(observed.registry)
         yield from limited(observed.backing)
+        yield from cached(observed.backing.shelf)
         yield from _ledger(observed.backing.ledger)
 
 

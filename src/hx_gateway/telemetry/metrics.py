@@ -124,6 +124,8 @@ class Metrics:
                 times = series.overhead
                 times[bisect_left(OVERHEAD_SECONDS, taken_s)] += 1.0
                 times[-1] += taken_s
+        if exchange.cached:
+            return  # its tokens were read and written for another
         if exchange.prompt_tokens > 0:
             series.prompt_tokens += exchange.prompt_tokens
         if exchange.completion_tokens > 0:

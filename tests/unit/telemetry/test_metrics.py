@@ -17,6 +17,7 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
 from hx_gateway.fleet.registry import Registry, Target
 from hx_gateway.dataplane.metering import Metering
+from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.ledger.observer import Ledger
 from hx_gateway.telemetry.exposition import collectors, render
 from hx_gateway.telemetry.metrics import Metrics
@@ -39,6 +40,7 @@ class Kept:
     ledger: Ledger = field(default_factory=Ledger)
     metering: Metering = field(default_factory=Metering)
     redis: None = None
+    shelf: Shelf = field(default_factory=Shelf)
 
 
 @dataclass
