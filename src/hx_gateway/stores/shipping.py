@@ -83,6 +83,8 @@ class Shipping:
         return {"records": self.shipped, "refused": self.refused, "damaged": self.damaged}
 
     async def _ship(self, store: Store, path: Path) -> None:
+        from hx_gateway.stores.sql import usage
+
         descriptor = grasp(path)
         finished = descriptor >= 0
         try:
@@ -96,6 +98,7 @@ class Shipping:
             self._records.setdefault(path.name, head.shipped_records)
             damaged = await self._records_of(store, path.name, descriptor, head.salt, finished)
             if finished:
+                await asyncio.to_thread(usage.settle, store)
                 self._done(path, damaged)
         except FileNotFoundError:
             return  # it went to the dead letters meanwhile

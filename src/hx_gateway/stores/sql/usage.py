@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -33,6 +36,8 @@ _INSERT = {
     "sqlite": f"{_INTO} {_VALUES} FROM json_each(:rows) WHERE true {_ONCE}",
     "postgresql": f"{_INTO} {_NAMES} FROM json_populate_recordset(CAST(NULL AS usage), CAST(:rows AS json)) {_ONCE}",
 }
+# A commit that a crash of the server could take back would be too little to delete a segment for.
+_DURABLE = "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
 _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 _REFUSALS = ("22", "23", "54")  # Postgres: data exception, integrity violated, a limit exceeded
 
@@ -64,18 +69,30 @@ async def keep(store: Store, segment: str, before: int, end: int, records: Seque
     """
     rows = [row_of(record) for record in records]
     async with store.writing() as connection:
+        if store.kind == "postgresql":
+            await connection.execute(text(_DURABLE))
         await _raise_position(connection, segment, before, end)
         if not rows:
             return 0
-        kind = connection.dialect.name
-        given = [list(row.values()) for row in rows] if kind == "sqlite" else rows
-        inserted = await connection.execute(text(_INSERT[kind]), {"rows": msgspec.json.encode(given).decode()})
+        given = [list(row.values()) for row in rows] if store.kind == "sqlite" else rows
+        inserted = await connection.execute(text(_INSERT[store.kind]), {"rows": msgspec.json.encode(given).decode()})
         new = set(inserted.scalars())
         if sums := hourly([row for row in rows if row["id"] in new]):
             upsert = _insert(connection, USAGE_HOURLY)
             raised = {name: USAGE_HOURLY.c[name] + upsert.excluded[name] for name in _SUMS}
             await connection.execute(upsert.on_conflict_do_update(index_elements=DIMENSIONS, set_=raised), sums)
     return len(new)
+
+
+def settle(store: Store) -> None:
+    """Have what was committed survive a power cut: SQLite leaves that to its next checkpoint. Blocks.
+
+    Raises:
+        OSError: The disk fails.
+    """
+    if store.path is not None:
+        with suppress(FileNotFoundError), Path(f"{store.path}-wal").open("rb") as log:
+            os.fsync(log.fileno())
 
 
 async def forget(store: Store, segments: Sequence[str]) -> None:
