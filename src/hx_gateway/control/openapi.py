@@ -126,8 +126,8 @@ _EMBEDDINGS_ANSWER = {
 _FAILURES = {
     "400": "The body is not valid, or asks for what the model server cannot do.",
     "401": "No key, or one that is not known.",
-    "403": "The key may not use this model.",
-    "404": "No model, alias or group has this name.",
+    "403": "The key may not use this model, or is no admin key.",
+    "404": "Nothing has this name.",
     "409": "The change does not go with what is there.",
     "413": "The body is larger than http.max_body_bytes.",
     "429": "A rate limit, or every model server is full; Retry-After tells when to try again.",
