@@ -18,6 +18,16 @@ def new_id(wall_s: float) -> str:
     return _base32(int(wall_s * 1000), 10) + _base32(int.from_bytes(os.urandom(10), "big"), 16)
 
 
+def time_of(id: str) -> int:
+    """The Unix milliseconds in a ULID; -1 where ``id`` is none."""
+    if len(id) != 26 or not set(id) <= set(_ALPHABET):
+        return -1
+    value = 0
+    for character in id[:10]:
+        value = value << 5 | _ALPHABET.index(character)
+    return value if value < 1 << 48 else -1
+
+
 class RequestIds:
     """Makes ULIDs: 48 bits of milliseconds, 50 random bits per process, 30 bits of counter.
 
