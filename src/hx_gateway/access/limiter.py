@@ -124,6 +124,8 @@ class Limiter:
             if state is None:
                 return self.take(account, now_s, tokens, cost, share)
             refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
+            if refusal is not None and account.under_way and table.take_back(now_s):  # perhaps from the dead
+                refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
             if refusal is None and account.interval_s:
                 if locked:
                     state.requests = now_s + account.ahead_s
@@ -170,7 +172,7 @@ class Limiter:
             if account.rolls and refusal is None:
                 refusal = self._over_budget(account, state, held + tokens * share, held_cost + cost * share)
         if account.max_concurrent and refusal is None:
-            refusal = self._no_place(account, table, now_s, share)
+            refusal = self._no_place(account, table, share)
         account.ahead_s = ahead_s + interval_s if refusal is None else ahead_s
         return refusal
 
@@ -187,13 +189,10 @@ class Limiter:
                 return Refusal(name, most, self.until_day() if name.startswith("day") else self.until_month(), used - most)
         return None
 
-    def _no_place(self, account: Account, table: Table, now_s: float, share: int) -> Refusal | None:
+    def _no_place(self, account: Account, table: Table, share: int) -> Refusal | None:
         most, index = account.max_concurrent, account.index
-        for _ in range(2):
-            if table.requests(index) < most and (share == 1 or table.mine(index)[0] < max(1, most // share)):
-                return None
-            if not table.take_back(now_s):
-                break
+        if table.requests(index) < most and (share == 1 or table.mine(index)[0] < max(1, most // share)):
+            return None
         return Refusal("max_concurrent", most, max(_SOONEST_S, account.answer_s / most))
 
     def until_day(self) -> float:

@@ -47,6 +47,7 @@ _HEADERS = """
 | `x-hx-endpoint` | The endpoint that answered, unless the key hides it. |
 | `x-hx-attempts` | Attempts it took, when more than one. |
 | `x-hx-params-dropped` | Fields of the request that the engine cannot honour and that were left out. |
+| `x-ratelimit-limit-requests`, `x-ratelimit-remaining-requests`, `x-ratelimit-reset-requests`; the same with `-tokens` | What a limited key may use, has left, and when all of it is there again. |
 | `retry-after`, `retry-after-ms` | When trying again makes sense. |
 | `x-should-retry` | `false` where the gateway's own retries are spent: a client that repeats them multiplies the load. |
 """

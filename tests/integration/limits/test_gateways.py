@@ -87,8 +87,8 @@ async def test_three_gateways_with_one_redis_keep_one_limit(redis_url: str, tmp_
         assert all("Traceback" not in running.log for running in three)
 
 
-def test_the_gateways_own_limits_are_of_all_workers_together() -> None:
-    more = "performance: {rate_limiting_enabled: true, rate_limit_rps: 5}\n"
+def test_the_gateways_own_limits_are_of_all_workers_together_also_where_nothing_can_be_kept() -> None:
+    more = "performance: {rate_limiting_enabled: true, rate_limit_rps: 5}\nstorage: {state_directory: /dev/null/none}\n"
     with scripted("openai", models=("tiny:1b",)) as backend, gateway(backend.url, "{}", more, workers=4) as four:
         answers = [ask(four, "key-of-the-free") for _ in range(12)]
         assert sum(answer.status == 200 for answer in answers) in (5, 6)
@@ -159,7 +159,7 @@ def test_places_of_a_killed_worker_come_back() -> None:
         threads = [threading.Thread(target=lost, daemon=True) for _ in range(2)]
         for thread in threads:
             thread.start()
-        servers.until(lambda seen: len(seen.requests) >= 2)
+        servers.until(lambda seen: seen.in_flight >= 2, 20)
         assert ask(running).code == "rate_limit_exceeded"
         workers = [child for child in psutil.Process(running.pid).children() if "serve" in " ".join(child.cmdline())]
         listening = [child for child in workers if any(connection.status == "LISTEN" for connection in child.net_connections())]

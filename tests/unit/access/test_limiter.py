@@ -288,6 +288,28 @@ def test_three_processes_together_keep_one_limit(tmp_path: Path) -> None:
     limiter.close()
 
 
+def test_what_a_killed_process_had_reserved_is_there_again(tmp_path: Path) -> None:
+    limiter = Limiter()
+    limiter.open(tmp_path)
+    limits = KeyLimits(tokens_per_minute=1000, max_concurrent=1)
+    code = CHILD.replace(
+        "requests_per_second=200, burst=20, tokens_per_minute=10**6, max_concurrent=8", "tokens_per_minute=1000, max_concurrent=1"
+    )
+    code = code.split("start, count")[0] + "print(limiter.take(key, time.monotonic(), 900), flush=True)\nsys.stdin.readline()\n"
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert child.stdin is not None and child.stdout is not None
+    child.stdout.readline()
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert "Hold" in child.stdout.readline()
+    key = limiter.account("key:app", "app", limits)
+    stopped(limiter.take(key, time.monotonic(), 900), "tokens_per_minute")
+    child.kill()
+    child.communicate()
+    passed(limiter.take(key, time.monotonic() + 1, 900))
+    limiter.close()
+
+
 # What clients are told
 
 

@@ -170,6 +170,16 @@ def test_the_gateways_own_places_are_held_beside_those_of_a_key(gateway: Gateway
     assert kept(gateway)[3] == 0 and places.table is not None and places.table.requests(places.index) == 0
 
 
+def test_the_order_of_the_stages_does_not_matter(gateway: Gateway) -> None:
+    made = exchange()
+    for stage in reversed(gateway.stages()):
+        assert stage(made) is None
+    places = gateway.metering.limiter.accounts["gateway:places"]
+    assert places.table is not None and places.table.requests(places.index) == 1
+    gateway.metering.finished(made)
+    assert kept(gateway)[3] == 0 and places.table.requests(places.index) == 0
+
+
 def test_a_key_without_limits_touches_nothing() -> None:
     made = Gateway()
     (stage,) = made.stages()

@@ -84,6 +84,7 @@ def _passed(account: Account, exchange: Exchange, answer: Hold | Refusal) -> Non
     if isinstance(answer, Refusal):
         raise refused(account, answer)
     if account.under_way:
+        answer.place = exchange.hold  # where the stages stand in another order
         exchange.hold = answer
 
 
