@@ -162,7 +162,7 @@ def test_each_group_is_answered_by_its_model(grouped: GatewayProcess, servers: d
     assert {name for name, server in servers.items() if chats(server) > before[name]} == {GROUPS[group]}
 
 
-@pytest.mark.parametrize("algorithm", ["round_robin", "least_busy"])
+@pytest.mark.parametrize("algorithm", ["round_robin", "least_busy", "intelligent"])
 @pytest.mark.parametrize("places", [2, 5])
 def test_ten_parallel_calls_are_spread_evenly_over_equal_endpoints(algorithm: str, places: int) -> None:
     with ExitStack() as running:

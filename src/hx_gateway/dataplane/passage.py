@@ -110,7 +110,7 @@ class Passage:
         now_s = monotonic()
         ask = self.ask
         if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
-            self.proxy.router.verified(ask, deployment.endpoint, exchange.prompt_tokens, exchange.cached_tokens)
+            self.proxy.router.verified(ask, exchange.prompt_tokens, exchange.cached_tokens)
         verdict.answered(deployment, exchange, exchange.first_byte_s if self.begun else now_s, self.alone, ask, now_s)
         self.proxy.attempted(exchange, None)
         exchange.status = status

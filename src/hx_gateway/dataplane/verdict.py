@@ -58,7 +58,7 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         # What the engine did not work on it, it waited for a slot.
         line_s = whole_s - exchange.engine_s if among and 0.0 < exchange.engine_s <= whole_s else -1.0
         pace.answered(whole_s, began_s - called_s, read, exchange.completion_tokens, alone, exchange.load_s, line_s, among)
-        deployment.inform(exchange.candidates.deployments)
+        deployment.inform((exchange.candidates.whole or exchange.candidates).deployments)
     if endpoint.residency.managed:
         endpoint.residency.answered(deployment, now_s)
 

@@ -15,7 +15,9 @@ from hx_gateway.routing.pickers import Picker
 from hx_gateway.routing.terms import BUILT_IN as TERMS
 from hx_gateway.routing.terms import EXCHANGED, PACED, Term
 
-BAND_S = 0.005  # candidates this close to the best are as good: chosen among at random, so that stale knowledge draws no herd
+BAND_S = (
+    0.005  # candidates this close to the best are as good: the least busy is taken, of equals any, so that stale knowledge draws no herd
+)
 BAND_SHARE = 0.02
 
 
@@ -51,11 +53,18 @@ class Policy:
             name: term(ask, deployment, cached_tokens, now_s) * (weight if name in EXCHANGED else 1.0) for name, term, weight in self.terms
         }
 
-    def best(self, totals: Sequence[float], random: Callable[[], float] = chance) -> int:
-        """The position of the least total; near ties at random."""
+    def best(self, totals: Sequence[float], usable: Sequence[Deployment], random: Callable[[], float] = chance) -> int:
+        """The position of the least total; of near ties the one whose endpoint has the fewest requests under way, then at random.
+
+        As long as nobody knows how many requests a server takes at once, its total does not grow with them.
+        """
         least = min(totals)
         limit = least + BAND_S if least < BAND_S / BAND_SHARE else least * (1.0 + BAND_SHARE)
         near = [position for position, total in enumerate(totals) if total <= limit]
+        if len(near) > 1:
+            loads = [usable[position].endpoint.in_flight for position in near]
+            fewest = min(loads)
+            near = [position for position, load in zip(near, loads, strict=True) if load == fewest]
         return near[0] if len(near) == 1 else near[int(random() * len(near))]
 
 

@@ -111,16 +111,17 @@ class Router:
         decision.candidates += [Candidate(deployment, reason) for deployment, reason in ask.target.unfit]
         return decision
 
-    def choose(self, ask: Ask, now_s: float, decision: Decision | None = None) -> Deployment | None:
+    def choose(self, ask: Ask, now_s: float, decision: Decision | None = None, picking: bool = True) -> Deployment | None:
         """The deployment for the next attempt, or None when none can take it now.
 
-        A deployment whose breaker is open is passed over, unless every one that is left is: the last member of a
-        model is never shut out, it gets one trial at a time.
+        A deployment whose breaker is open is passed over, unless every one that is left is: a name is never shut out,
+        it gets one trial at a time, of the deployment that has been resting longest.
 
         Args:
             ask: The request.
             now_s: Monotonic time.
             decision: Filled with the reasons where given; the choice is the same.
+            picking: False where it only matters whether there is one: nothing is compared, and no picker's turn passes.
         """
         target = ask.target
         tried = ask.tried
@@ -153,7 +154,7 @@ class Router:
             resting.append(deployment)
             if decision is not None:
                 decision.candidates.append(Candidate(deployment, self._removed(deployment, ask, now_s)))
-        if due is not None:
+        if due is not None and usable:
             if decision is not None:
                 decision.candidates += [
                     Candidate(deployment, "another deployment has its trial with this request") for deployment in usable
@@ -162,7 +163,7 @@ class Router:
         if usable:
             if recovering and len(usable) > 1:
                 usable = self._eased(usable, now_s, decision)
-            if len(usable) == 1 and decision is None:
+            if decision is None and (len(usable) == 1 or not picking):
                 return usable[0]
             policy = self._policies.get(target.policy) or self.policy(target.policy)
             if policy.picker is None:
@@ -171,10 +172,10 @@ class Router:
                 return policy.picker.pick(target, usable)
             decision.candidates += [Candidate(deployment) for deployment in usable]
             return _decided(decision, policy.picker.pick(target, usable), f"{policy.name} picked it")
-        if not ask.tried:
-            for deployment in resting:
-                if not (deployment.breaker.trial or deployment.endpoint.breaker.trial):
-                    return _decided(decision, deployment, "all are being rested, and the last is never shut out: this request is the trial")
+        idle = [one for one in resting if not _on_trial(one)]
+        if idle and (due or not tried) and not any(one.in_flight and _on_trial(one) for one in target.deployments):
+            longest = due or min(idle, key=lambda one: max(one.breaker.opened_s, one.endpoint.breaker.opened_s))
+            return _decided(decision, longest, "all are being rested, and a name is never shut out: this request is the trial")
         return _decided(decision, None, "none can take a request now")
 
     def _eased(self, usable: list[Deployment], now_s: float, decision: Decision | None) -> list[Deployment]:
@@ -202,7 +203,7 @@ class Router:
             for _, term, weight in terms:
                 total += weight * term(ask, deployment, tokens, now_s)
             totals.append(total)
-        position = policy.best(totals, self._chance)
+        position = policy.best(totals, usable, self._chance)
         chosen = ask.scored = usable[position]
         ask.believed_tokens = cached[position]
         if decision is not None:
@@ -311,12 +312,11 @@ class Router:
         endpoint.pending_s += seconds
         return seconds
 
-    def verified(self, ask: Ask, endpoint: Endpoint, prompt_tokens: float, cached_tokens: float) -> None:
+    def verified(self, ask: Ask, prompt_tokens: float, cached_tokens: float) -> None:
         """An answer told how much of its prompt had been cached; what `sent` believed is corrected by it.
 
         Args:
             ask: The request, as it was sent.
-            endpoint: Where it was answered.
             prompt_tokens: Length of its prompt, as the server counts.
             cached_tokens: How much of it was cached there.
         """
@@ -368,6 +368,10 @@ def _ventured(unsure: list[Deployment], usable: list[Deployment], now_s: float, 
         reason = "its speed is not known (any more): it gets few requests until it has answered one"
         decision.candidates += [Candidate(deployment, reason) for deployment in left_out]
     return [deployment for deployment in usable if deployment not in left_out]
+
+
+def _on_trial(deployment: Deployment) -> bool:
+    return bool(deployment.breaker.trial or deployment.endpoint.breaker.trial)
 
 
 def _decided(decision: Decision | None, chosen: Deployment | None, rule: str) -> Deployment | None:

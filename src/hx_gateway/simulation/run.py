@@ -143,7 +143,7 @@ class Call:
         if now_s >= pace.learn_at_s:
             pace.learn_at_s = now_s + LESSON_S
             if cached_known:
-                simulation.router.verified(self.ask, deployment.endpoint, self.arrival.prompt_tokens, self.cached_tokens)
+                simulation.router.verified(self.ask, self.arrival.prompt_tokens, self.cached_tokens)
             read = self.arrival.prompt_tokens - (self.cached_tokens if cached_known else self.ask.believed_tokens)
             first_s, written, among = self.first_s - self.sent_s, self.arrival.output_tokens, self.ask.among
             pace.answered(now_s - self.sent_s, first_s, read, written, self.alone, load_s, line_s, among)
