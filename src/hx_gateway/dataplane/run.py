@@ -13,6 +13,8 @@ from hx_gateway.dataplane import verdict, waits
 from hx_gateway.dataplane.answer import EVENTS, JSON, is_stream
 from hx_gateway.dataplane.fanout import Fanout
 from hx_gateway.dataplane.passage import Passage
+from hx_gateway.dataplane.suiting import roomier, served
+from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
 from hx_gateway.openai.usage import estimate
@@ -129,7 +131,7 @@ class Run(Passage):
         try:
             waits.renew(self)
             ask = self.ask = self.ask or self.proxy.ask(self.exchange, self.tried)
-            return self.proxy.router.choose(ask, monotonic()) is not None
+            return self.proxy.router.choose(ask, monotonic(), picking=False) is not None
         except Exception:  # blame: a plug-in's; nobody waits behind it: the attempt will tell the client
             return True
 
@@ -288,24 +290,37 @@ class Run(Passage):
         deployment = self._release()
         self._blame(deployment, failure, asked)
         exchange = self.exchange
+        now_s = monotonic()
+        again = exchange.attempts < self.proxy.max_attempts + len(self.fell_from) and now_s < self.total_at_s
         if failure.kind is errors.CONTEXT_LENGTH:
-            standing = waits.standing_in(self, exchange.candidates.context, monotonic())
+            larger = roomier(exchange, deployment, self.tried) if again else None
+            if larger is not None and served(exchange, larger, self.proxy, now_s):
+                self._anew(deployment)
+                exchange.candidates = larger
+                self.attempt(failure)
+                return
+            standing = waits.standing_in(self, exchange.candidates.context, now_s)
             if standing is not None:
-                self.call = self.reader = None
+                self._anew(deployment)
                 self.fall(standing, failure)
                 return
         if failure.kind.elsewhere:
-            self.call = self.reader = None
-            exchange.first_byte_s = exchange.call_s = exchange.load_s = exchange.engine_s = 0.0
-            exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
-            self.tried.append(deployment)
-            self.ask = None
-            if exchange.attempts < self.proxy.max_attempts + len(self.fell_from) and monotonic() < self.total_at_s:
+            self._anew(deployment)
+            if again:
                 waits.renew(self)
                 self.attempt(failure)
                 return
-            failure = waits.exhausted(self, failure, monotonic())
+            failure = waits.exhausted(self, failure, now_s)
         self._answer_failure(failure)
+
+    def _anew(self, deployment: Deployment) -> None:
+        """Forget the call that failed: what was counted of it, and the deployment as one to be tried."""
+        exchange = self.exchange
+        self.call = self.reader = None
+        exchange.first_byte_s = exchange.call_s = exchange.load_s = exchange.engine_s = 0.0
+        exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
+        self.tried.append(deployment)
+        self.ask = None
 
     # The client
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -79,15 +79,22 @@ def settle(exchange: Exchange, target: Target, registry: Registry, proxy: Proxy)
         if other is None or other is target or (identity is not None and not identity.may_use(other.name)):
             continue
         room = suited(exchange, other, measured=True)
-        if not room.overrun and _served(exchange, room, proxy):
+        if not room.overrun and served(exchange, room, proxy, monotonic()):
             return other.view(room.deployments, room.needs, False, target.name)
     return found
 
 
-def _served(exchange: Exchange, target: Target, proxy: Proxy) -> bool:
+def roomier(exchange: Exchange, deployment: Deployment, tried: Sequence[Deployment]) -> Target | None:
+    """Of the name a request goes to, those not tried that have more context than one which found the prompt too long; None for none."""
+    target: Target = exchange.candidates
+    kept = tuple(one for one in target.deployments if one.context_length > deployment.context_length and one not in tried)
+    return (target.whole or target).view(kept, target.needs, False, target.instead_of) if kept else None
+
+
+def served(exchange: Exchange, target: Target, proxy: Proxy, now_s: float) -> bool:
     """Whether some deployment would take the request now, found out without leaving a trace: the choice itself is made later."""
     try:
-        return proxy.router.explain(proxy.ask_of(exchange, target), monotonic()).chosen is not None
+        return proxy.router.explain(proxy.ask_of(exchange, target), now_s).chosen is not None
     except Exception:  # blame: a plug-in's; the name it chooses for cannot stand in
         _log.exception("no choice could be made for %r, which might stand in for request %s", target.name, exchange.id)
         return False

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
 from hx_gateway.core.errors import Blame, Failure
 from hx_gateway.dataplane.queue import PRIORITIES
-from hx_gateway.dataplane.suiting import suited
+from hx_gateway.dataplane.suiting import served, suited
 
 if TYPE_CHECKING:
     from hx_gateway.dataplane.run import Run
     from hx_gateway.fleet.registry import Target
 
-_log = logging.getLogger(__name__)
-
 
 def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
-    """The first name of a fallback chain that the key may use and that can take the request now."""
+    """The first name of a fallback chain that the key may use and that can take the request now: its deployments that suit it."""
     identity = run.exchange.identity
     proxy = run.proxy
     for name in names:
@@ -28,11 +25,9 @@ def standing_in(run: Run, names: Sequence[str], now_s: float) -> Target | None:
             continue
         if identity is not None and not identity.may_use(target.name):
             continue
-        try:
-            if proxy.router.choose(proxy.ask_of(run.exchange, target), now_s) is not None:
-                return target
-        except Exception:  # blame: a plug-in's; the name it chooses for cannot stand in
-            _log.exception("no choice could be made for %r, which might stand in for request %s", name, run.exchange.id)
+        target = suited(run.exchange, target, measured=True)
+        if not target.overrun and served(run.exchange, target, proxy, now_s):
+            return target
     return None
 
 
