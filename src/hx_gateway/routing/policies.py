@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from random import random as chance
 from typing import Any
 
@@ -15,9 +16,7 @@ from hx_gateway.routing.pickers import Picker
 from hx_gateway.routing.terms import BUILT_IN as TERMS
 from hx_gateway.routing.terms import EXCHANGED, PACED, Term
 
-BAND_S = (
-    0.005  # candidates this close to the best are as good: the least busy is taken, of equals any, so that stale knowledge draws no herd
-)
+BAND_S = 0.005  # candidates this close to the best are as good: the least busy is taken, of equals any, so that no herd forms
 BAND_SHARE = 0.02
 
 
@@ -60,12 +59,17 @@ class Policy:
         """
         least = min(totals)
         limit = least + BAND_S if least < BAND_S / BAND_SHARE else least * (1.0 + BAND_SHARE)
-        near = [position for position, total in enumerate(totals) if total <= limit]
-        if len(near) > 1:
-            loads = [usable[position].endpoint.in_flight for position in near]
-            fewest = min(loads)
-            near = [position for position, load in zip(near, loads, strict=True) if load == fewest]
-        return near[0] if len(near) == 1 else near[int(random() * len(near))]
+        found, fewest, ties = 0, inf, 0
+        for position, total in enumerate(totals):
+            if total <= limit:
+                load = usable[position].endpoint.in_flight
+                if load < fewest:
+                    found, fewest, ties = position, load, 1
+                elif load == fewest:
+                    ties += 1
+                    if random() * ties < 1.0:
+                        found = position
+        return found
 
 
 # Reading counts twice: the request waits for it, and so does whoever comes after it.
