@@ -233,7 +233,7 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for endpoint in self.assembly.endpoints.values():
+        for endpoint in (*self.assembly.endpoints.values(), *self._retired):
             endpoint.pool.close()
         await asyncio.gather(*(model.stop() for model in self.local_models))
         await self.backing.stop()

@@ -85,7 +85,13 @@ class Pool:
         task = asyncio.get_running_loop().create_task(self._connect(connecting, outgoing, handler, total_at_s, first_byte_s))
         connecting.task = task
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+
+        def over(task: asyncio.Task[None]) -> None:
+            self.tasks.discard(task)
+            if task.cancelled() and not connecting.cancelled:  # by `close`, perhaps before it began
+                handler.failed(errors.CONNECT_FAILED, "the gateway closed its connections to the model server while this one was being made")
+
+        task.add_done_callback(over)
 
     async def _connect(
         self, connecting: Connecting, outgoing: Outgoing, handler: CallHandler, total_at_s: float, first_byte_s: float
@@ -160,7 +166,7 @@ class Pool:
             self.idle = [connection for connection in self.idle if connection.phase is IDLE]
 
     def close(self) -> None:
-        """Close every connection; calls under way fail."""
+        """Close every connection; calls under way fail, those whose connection is being made once the loop runs again."""
         for task in list(self.tasks):
             task.cancel()
         for connection in list(self.connections):

@@ -11,6 +11,7 @@ from hx_gateway.assembly import Assembly
 from hx_gateway.config.load import load_text
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
+from hx_gateway.gateway import Gateway
 
 Fleet = dict[str, tuple[int, str, int, float, dict[str, int]]]
 
@@ -92,3 +93,27 @@ def test_what_stays_keeps_its_state_over_reloads(steps: list[tuple[Fleet, int]])
             for _ in range(busy):
                 touched.breaker.failed(10.0)
         before, was = made, fleet
+
+
+async def test_connections_to_a_server_that_a_reload_took_away_are_closed_at_the_end() -> None:
+    closed = []
+
+    class Watched:
+        """Pool of which only the end matters."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    texts = [yaml({name: (port, "", 0, 1.0, {"chat": 0})}) for name, port in (("one", 1), ("two", 2))]
+    before, after = (load_text(text, "gateway.yaml", {}).config for text in texts)
+    assert before is not None and after is not None
+    gateway = Gateway(before)
+    gateway.registry.endpoints["one"].in_flight = 1
+    gateway.reload(after)
+    gateway.assembly.endpoints["two"].pool = Watched("two")
+    gateway._retired[0].pool = Watched("one")
+    await gateway.stop()
+    assert sorted(closed) == ["one", "two"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hx_gateway.core.plugins import find
+from hx_gateway.core.plugins import UnknownPlugin, find
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
 from hx_gateway.fleet.registry import Target
@@ -97,3 +98,13 @@ def test_power_of_two_never_takes_the_busiest_and_spreads() -> None:
         PowerOfTwo().pick(target, target.deployments).endpoint.in_flight += 1
     loads = [deployment.endpoint.in_flight for deployment in target.deployments]
     assert max(loads) - min(loads) < 30
+
+
+def test_what_is_installed_is_not_looked_through_for_a_dotted_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked(**_: object) -> None:
+        raise AssertionError("it takes milliseconds, at every reload")
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", looked)
+    assert find("picker", "hx_gateway.routing.pickers:LeastBusy", BUILT_IN) is LeastBusy
+    with pytest.raises(UnknownPlugin, match="cannot load 'hx_gateway.routing.pickers:Nobody'"):
+        find("picker", "hx_gateway.routing.pickers:Nobody", BUILT_IN)

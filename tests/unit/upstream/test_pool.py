@@ -113,3 +113,17 @@ async def test_connections_are_kept_and_used_again() -> None:
         pool.send(Outgoing(b"/x", b"{}"), waiting, inf)
         pool.close()
         assert (await told(waiting))[-1][0] in ("failed", "answered")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_who_waits_for_a_connection_is_told_when_the_pool_closes(nobody_answers: None, begun: bool) -> None:
+    pool = pool_to("http://127.0.0.1:1")
+    handler, gone = Recorder(), Recorder()
+    for one in (handler, gone):
+        pool.send(Outgoing(b"/", b"{}"), one)
+    if begun:
+        await asyncio.sleep(0.01)
+    gone.call.cancel()
+    pool.close()
+    assert await told(handler) == [("failed", "upstream_connect_failed")]
+    assert not pool.tasks and gone.told == [], "who left is told nothing"
