@@ -89,7 +89,9 @@ class Pool:
         def over(task: asyncio.Task[None]) -> None:
             self.tasks.discard(task)
             if task.cancelled() and not connecting.cancelled:  # by `close`, perhaps before it began
-                handler.failed(errors.CONNECT_FAILED, "the gateway closed its connections to the model server while this one was being made")
+                handler.failed(
+                    errors.CONNECT_FAILED, "the gateway closed its connections to the model server while this one was being made"
+                )
 
         task.add_done_callback(over)
 

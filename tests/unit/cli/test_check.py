@@ -27,7 +27,7 @@ aliases: {gpt-4: chat}
 keys:
   master_key: env:THE_MASTER
   api_keys: [{name: app, key: tell-nobody-app}]
-storage: {redis_url: "redis://cache:6379"}
+storage: {redis_url: "redis://cache:6379", qdrant_url: "http://qdrant:6333"}
 """
 
 
@@ -58,7 +58,7 @@ def test_the_wiring_for_people(file: Path) -> None:
         "    -> large on http://llm-09:11400 (provider openai, weight 1, at most 4 at once)",
         "    -> found-later, to be discovered",
         "  own  model, policy weighted",
-        "read, but not used by this release: storage.redis_url",
+        "read, but not used by this release: storage.qdrant_url",
     ):
         assert line in output.splitlines(), line
     assert any(line.split() == ["service.port", "8123", f"{file}:1"] for line in output.splitlines())
@@ -75,7 +75,7 @@ def test_the_wiring_for_machines(file: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["ok"] is True
     assert plan["listen"] == {"url": "http://127.0.0.1:8123", "workers": 1, "tls": False}
-    assert plan["keys"] == {"master": True, "names": ["app"]}
+    assert plan["keys"] == {"master": True, "names": ["app"], "stored": 0}
     names = {entry["name"]: entry for entry in plan["names"]}
     assert set(names) == {"small", "mini", "large", "own", "chat", "gpt-4"}
     assert [place["url"] for place in names["large"]["deployments"]] == ["http://llm-01:11434", "http://llm-09:11400"]
@@ -86,7 +86,7 @@ def test_the_wiring_for_machines(file: Path) -> None:
     assert settings["keys.master_key"] == ("env:THE_MASTER", f"{file}:14")
     assert settings["keys.api_keys[0].key"] == ("********", f"{file}:15")
     assert settings["models.small.weight"] == (2.0, f"{file}:7")
-    assert plan["unused"] == ["storage.redis_url"]
+    assert plan["unused"] == ["storage.qdrant_url"]
 
 
 def test_problems_are_all_printed_and_fail(file: Path) -> None:
