@@ -53,7 +53,9 @@ class ApiKeySettings(Settings):
     owner: str = Field(default="", description="Whose it is, for people.")
     team: str = Field(default="", description="Who it is counted for, in reports.")
     tags: Names = Field(default=(), description="Free labels, for reports.")
-    namespaces: Names | None = Field(default=None, description="Namespaces of documents it may use; none means all.")
+    namespaces: Names | None = Field(
+        default=None, description="Namespaces of documents it may use, with `:r` behind a name to read only; none means all."
+    )
 
 
 class KeysSettings(Settings):

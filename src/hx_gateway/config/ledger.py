@@ -21,7 +21,8 @@ class LedgerSettings(Settings):
         description="Most bytes of journal while the store is away; then the oldest segments go to journal/dead-letter in the state directory.",
     )
     segment_bytes: Annotated[int, Field(ge=256 << 10, le=64 * MIB)] = Field(
-        default=4 * MIB, description="Size of one segment, taken at once; less where four for each worker would not fit into journal_max_bytes."
+        default=4 * MIB,
+        description="Size of one segment, taken at once; less where four for each worker would not fit into journal_max_bytes.",
     )
     dead_letter_max_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = Field(
         default=256 * MIB, description="Most bytes of dead letters; then the oldest are deleted."

@@ -9,6 +9,7 @@ from pydantic import Field
 from hx_gateway.config.cache import CacheSettings
 from hx_gateway.config.keys import ApiKeySettings, KeyLimitSettings, KeysSettings
 from hx_gateway.config.ledger import LedgerSettings
+from hx_gateway.config.rag import RagSettings
 from hx_gateway.config.routing import FallbackSettings, PolicySettings, QueueSettings
 from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import (
@@ -61,6 +62,7 @@ __all__ = [
     "PlacementSettings",
     "PolicySettings",
     "QueueSettings",
+    "RagSettings",
     "Secret",
     "ServiceSettings",
     "Settings",
@@ -203,3 +205,4 @@ class GatewayConfig(Settings):
     storage: StorageSettings = Field(default=StorageSettings(), description="Stores that are used when they are there.")
     litellm: LitellmSettings = Field(default=LitellmSettings(), description="An existing LiteLLM installation.")
     embeddings: EmbeddingsSettings = Field(default=EmbeddingsSettings(), description="Embeddings the gateway makes for itself.")
+    rag: RagSettings = Field(default=RagSettings(), description="Documents that can be searched.")

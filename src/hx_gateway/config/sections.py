@@ -201,8 +201,13 @@ class LitellmSettings(Settings):
 class EmbeddingsSettings(Settings):
     """Embeddings the gateway makes for itself."""
 
-    model: Annotated[str | None, LATER] = Field(default=None, description="Model that makes them.")
-    auth_header: Annotated[Secret | None, LATER] = Field(
-        default=None, description="Authorization header to send, as env:NAME or file:PATH."
+    model: str | None = Field(
+        default=None, description="Model that embeds documents and queries; none means the first embedding model that is served."
     )
-    gateway_base: Annotated[str | None, LATER] = Field(default=None, description="Address of the gateway that makes them.")
+    auth_header: Annotated[Secret | None, LATER] = Field(
+        default=None,
+        description="Authorization header of another gateway that made them; they are made in this process, with the caller's key.",
+    )
+    gateway_base: Annotated[str | None, LATER] = Field(
+        default=None, description="Address of another gateway that made them; they are made in this process."
+    )

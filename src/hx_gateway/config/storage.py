@@ -57,7 +57,8 @@ class StorageSettings(Settings):
         description="Postgres or SQLite URL for keys and usage: `postgresql://…` or `sqlite:///path`; none means the file `hx-gateway.db` in the state directory.",
     )
     redis_url: Annotated[Secret | None, AfterValidator(_redis)] = Field(
-        default=None, description="Redis URL (redis://, rediss:// or unix://) for limits of keys and cached answers shared between gateways."
+        default=None,
+        description="Redis URL (redis://, rediss:// or unix://) for limits of keys and cached answers shared between gateways.",
     )
     redis_budget_seconds: Annotated[float, Field(ge=0.001, le=1.0)] = Field(
         default=0.02,

@@ -59,7 +59,9 @@ class KeyChange(_Body):
         default=None, max_length=_MOST, description="Models, aliases and groups it may use; null means all, an empty list none."
     )
     namespaces: list[Entry] | None = Field(
-        default=None, max_length=_MOST, description="Namespaces of documents it may use; null means all, an empty list none."
+        default=None,
+        max_length=_MOST,
+        description="Namespaces of documents it may use, with `:r` behind a name to read only; null means all, an empty list none.",
     )
     show_endpoints: bool = Field(default=True, description="Whether answers to it carry x-hx-endpoint.")
     limits: KeyLimitSettings = Field(

@@ -17,8 +17,8 @@ class Route:
     """One kind of inference request.
 
     Args:
-        name: Short name used in logs, metrics and configuration (``chat``, ``completions``, ``embeddings``, ``forward``).
-        path: Path below a server's OpenAI root (``/chat/completions``); empty for ``forward``, which keeps the client's path.
+        name: Short name used in logs, metrics and configuration (``chat``, ``completions``, ``embeddings``, ``forward``, ``rag``).
+        path: Path below a server's OpenAI root (``/chat/completions``); empty for ``forward``, which keeps the client's path, and ``rag``.
     """
 
     name: str
@@ -29,6 +29,7 @@ CHAT = Route("chat", "/chat/completions")
 COMPLETIONS = Route("completions", "/completions")
 EMBEDDINGS = Route("embeddings", "/embeddings")
 FORWARD = Route("forward", "")
+RAG = Route("rag", "")
 HOT_ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 
@@ -71,7 +72,7 @@ class Identity:
         team: Who it is counted for.
         tags: Free labels, for reports.
         owner: Whose it is, for people.
-        namespaces: Namespaces of documents it may use; None means all.
+        namespaces: Namespaces of documents it may read and write, and with ``:r`` behind the name those it may only read; None means all.
         expires_s: Unix time from which it is no longer let in; 0.0 for never.
     """
 
@@ -90,6 +91,14 @@ class Identity:
     def may_use(self, name: str) -> bool:
         """Whether the key is allowed the model or group ``name``."""
         return self.models is None or name in self.models
+
+    def may_read(self, namespace: str) -> bool:
+        """Whether the key may search documents of ``namespace``."""
+        return self.may_write(namespace) or (self.namespaces is not None and f"{namespace}:r" in self.namespaces)
+
+    def may_write(self, namespace: str) -> bool:
+        """Whether the key may add and delete documents of ``namespace``."""
+        return self.admin or self.namespaces is None or namespace in self.namespaces
 
 
 class Exchange:

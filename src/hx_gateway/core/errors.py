@@ -61,6 +61,7 @@ CONTEXT_LENGTH = _client("context_length_exceeded", 400, "The prompt is longer t
 INVALID_HTTP = _client("invalid_http", 400, "The bytes are not one unambiguous HTTP request.")
 INVALID_API_KEY = _client("invalid_api_key", 401, "No API key was sent, or the key is not known.", "authentication_error")
 MODEL_NOT_ALLOWED = _client("model_not_allowed", 403, "The key may not use this model.", "permission_error")
+NAMESPACE_NOT_ALLOWED = _client("namespace_not_allowed", 403, "The key may not read or write this namespace of documents.", "permission_error")
 ADMIN_ONLY = _client("admin_required", 403, "The route needs an admin key.", "permission_error")
 MODEL_NOT_FOUND = _client("model_not_found", 404, "No model, alias or group has this name.")
 NOT_FOUND = _client("not_found", 404, "No such route, and no default upstream to forward it to.")
