@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import string
 import time
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_a_new_key_is_long_random_and_fits_everywhere() -> None:
     assert len(keys) == 100
     for key in keys:
         assert key.startswith("hx-") and len(key) >= 35 and key.isascii()
-        assert set(key) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+        assert set(key) <= {*string.ascii_letters, *string.digits, "-", "_"}
         assert hint_of(key) == key[:8]
 
 
