@@ -16,8 +16,14 @@ from hx_gateway.housekeeping import read_state
 if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
 
-_LONGEST_S = 10.0
+_LONGEST_S = 5.0
 _AGAIN_S = 5.0
+
+
+def named(backing: Backing) -> str:
+    """What the SQL store is called in sentences."""
+    url = backing.config.storage.database_url
+    return "Postgres" if url is not None and url.reveal().startswith("postgres") else "the SQLite file"
 
 
 @contextlib.asynccontextmanager
@@ -27,9 +33,7 @@ async def answering(backing: Backing) -> AsyncIterator[Store]:
     Raises:
         Failure: ``store_unavailable``: it cannot be used, or does not answer in time.
     """
-    storage = backing.config.storage
-    url = storage.database_url.reveal() if storage.database_url is not None else "sqlite:"
-    name = "Postgres" if url.startswith("postgres") else "the SQLite file"
+    name = named(backing)
     try:
         async with asyncio.timeout(_LONGEST_S):
             yield await backing.store()

@@ -13,9 +13,10 @@ from tests.unit.ledger.records import a_record
 
 from hx_gateway.core.identifiers import new_id
 from hx_gateway.ledger.record import UsageRecord
+from hx_gateway.ledger.reports import Filter, Page, Place
 from hx_gateway.stores.sql import reports, usage
 from hx_gateway.stores.sql.engine import Store
-from hx_gateway.stores.sql.reports import DAY_MS, HOUR_MS, Filter, Page
+from hx_gateway.stores.sql.reports import DAY_MS, HOUR_MS
 from hx_gateway.stores.sql.schema import BODIES, REGISTRY, USAGE, USAGE_HOURLY
 
 BEGIN_MS = int(datetime(2025, 1, 30, tzinfo=UTC).timestamp()) * 1000
@@ -253,7 +254,7 @@ async def test_a_page_reads_an_index_and_sorts_nothing(postgres_url: str, asked:
             await connection.execute(text("ANALYZE usage"))
         async with store.reading() as connection:
             await reports.prepare(connection)
-            await reports.page(cast("AsyncConnection", Spy(connection, explained)), asked, reports.Place(3_900_000_000, "i"), 50)
+            await reports.page(cast("AsyncConnection", Spy(connection, explained)), asked, Place(3_900_000_000, "i"), 50)
     finally:
         await store.close()
     assert explained

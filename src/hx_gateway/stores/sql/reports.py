@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import BigInteger, and_, case, cast, desc, func, literal, select, text, tuple_, union_all
 
 from hx_gateway.core.identifiers import time_of
+from hx_gateway.ledger.reports import GROUPS, Filter, Page, Place
 from hx_gateway.stores.sql.schema import BODIES, REGISTRY, USAGE, USAGE_HOURLY
 
 if TYPE_CHECKING:
@@ -19,64 +19,12 @@ if TYPE_CHECKING:
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
-BUCKETS = ("hour", "day", "month")
-GROUPS = {"key": "key_name", **{name: name for name in ("team", "model", "endpoint", "outcome", "route", "cached")}, "group": "grp"}
-"""What sums can be grouped by, and their columns in `usage` and `usage_hourly`."""
-
 _INDEXED = ("key", "endpoint", "outcome", "model")  # likely to leave least first
 _SCAN = 20_000  # rows looked at by one statement of a page
 _BUDGET_S = 0.15  # after which a page is returned as it is
 _NEAR_MS, _FAR_MS = 2_000, 900_000  # a clock may be set while a request runs
 _ROW_ONLY = ("user", "status", "stream", "min_ms")
 _SUMMED = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "cost", "engine_ms", "duration_ms", "ttft_ms", "ttft_count")
-
-
-class Place(NamedTuple):
-    """Where a page of the log ended: the time and id of the last row looked at."""
-
-    at_ms: int
-    id: str
-
-
-class Page(NamedTuple):
-    """Some rows of the log, newest first, and where to go on; None at its end. A page may hold few rows, even none, and yet not be the last."""
-
-    rows: list[dict[str, Any]]
-    next: Place | None
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which requests are meant; None is any.
-
-    Args:
-        key, team, model, group, endpoint, outcome, route, cached: As in the record; ``key`` is the key's name.
-        user: The end user.
-        status: HTTP status.
-        stream: Whether streamed.
-        min_ms: Least duration.
-        from_ms: Not before.
-        to_ms: Before.
-    """
-
-    key: str | None = None
-    team: str | None = None
-    model: str | None = None
-    group: str | None = None
-    endpoint: str | None = None
-    outcome: str | None = None
-    route: str | None = None
-    cached: str | None = None
-    user: str | None = None
-    status: int | None = None
-    stream: bool | None = None
-    min_ms: float | None = None
-    from_ms: int | None = None
-    to_ms: int | None = None
-
-    def given(self) -> dict[str, Any]:
-        """What is asked for, but for the time."""
-        return {one.name: value for one in fields(self)[:-2] if (value := getattr(self, one.name)) is not None}
 
 
 async def prepare(connection: AsyncConnection) -> None:
