@@ -37,17 +37,20 @@ class Flights:
     Args:
         proxy: Tells observers of each request's end.
         settle: Gives back what the exchange of a flight holds of the gateway's own limits.
+        by_key: Those that further requests may join; outlives a reload.
         max_entry_bytes: Largest answer that is recorded. Of a longer one, only what a slow client has not read yet is held, and
             the model server has to wait when that is more than these bytes, too.
         most_bytes: Largest answer that is collected for one who wants it whole.
     """
 
-    def __init__(self, proxy: Proxy, settle: Callable[[Exchange], None], max_entry_bytes: int, most_bytes: int) -> None:
+    def __init__(
+        self, proxy: Proxy, settle: Callable[[Exchange], None], by_key: dict[Key, Flight], max_entry_bytes: int, most_bytes: int
+    ) -> None:
         self.proxy = proxy
         self.settle = settle
         self.max_entry_bytes = max_entry_bytes
         self.most_bytes = most_bytes
-        self.by_key: dict[Key, Flight] = {}  # those that further requests may join
+        self.by_key = by_key
 
 
 class Carried(Exchange):
@@ -107,7 +110,7 @@ class Flight:
     """
 
     __slots__ = (
-        "_base", "_bytes", "_head", "_held", "_id_line", "_record", "_stalled", "_target", "exchange", "flights", "followers", "growing",
+        "_base", "_bytes", "_forms", "_head", "_held", "_id_line", "_record", "_stalled", "_target", "exchange", "flights", "followers", "growing",
         "key", "over", "pieces", "streamed",
     )  # fmt: skip
 
@@ -131,6 +134,7 @@ class Flight:
         self._bytes = self._held = 0  # of the answer so far; of the pieces
         self._head = b""
         self._stalled = False
+        self._forms: dict[int, bytes] = {}  # of the answer, as they were asked for
         self._record = record
         self._target: str = leader.candidates.name
         self._id_line = b"x-request-id: %b\r\n" % request_id(leader)
@@ -174,6 +178,8 @@ class Flight:
         """Let the model server wait while every client is slower than it, or one of them by more than may be held for it."""
         if self.over:
             return
+        if not self.growing:
+            self._trim()
         followers = self.followers
         stalled = bool(followers) and all(follower.paused for follower in followers)
         if not stalled and not self.growing and self._held > self.flights.max_entry_bytes:
@@ -239,7 +245,7 @@ class Flight:
         for follower in tuple(self.followers):
             self.advance(follower)
         if not self.growing:
-            self._trim()
+            self.balance()
 
     def _trim(self) -> None:
         """Let go of what everyone was told; who wants it whole must be told all."""
@@ -252,7 +258,6 @@ class Flight:
         self._held -= sum(map(len, self.pieces[: done - self._base]))
         del self.pieces[: done - self._base]
         self._base = done
-        self.balance()
 
     def end(self, data: bytes = b"") -> None:
         """The last events, or the event that tells of a failure."""
@@ -305,7 +310,9 @@ class Flight:
 
     def _give(self, follower: Follower, recording: Recording) -> None:
         try:
-            body = recording.form(follower.want)
+            body = self._forms.get(follower.want)
+            if body is None:
+                body = self._forms[follower.want] = recording.form(follower.want)
         except Exception:  # blame: an answer our reading did not foresee is the server's
             _log.exception("the answer to request %s could not be given in another form", self.exchange.id)
             self._refuse((follower,), Failure(errors.BAD_RESPONSE, "the model server's answer could not be read"))

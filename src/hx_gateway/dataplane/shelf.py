@@ -37,22 +37,14 @@ class Remote(Protocol):
 class Shelf:
     """Recordings by key, least recently used first to go.
 
-    One per worker. ``counts`` holds what became of requests, by route and result; ``evicted`` those that had to go for others.
+    One per worker. ``under_way`` is what further requests may join (`dataplane.flight`), ``counts`` what became of requests by
+    route and result, ``evicted`` how many recordings had to go for others.
     """
 
     __slots__ = (
-        "_held",
-        "_saver",
-        "_unsaved",
-        "bytes",
-        "counts",
-        "evicted",
-        "max_bytes",
-        "max_entry_bytes",
-        "remote",
-        "ttl_ms",
+        "_held", "_saver", "_unsaved", "bytes", "counts", "evicted", "max_bytes", "max_entry_bytes", "remote", "ttl_ms", "under_way",
         "unsaved_bytes",
-    )
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.max_bytes = 0
@@ -60,6 +52,7 @@ class Shelf:
         self.ttl_ms = 0
         self.bytes = 0
         self.evicted = 0
+        self.under_way: dict[Any, Any] = {}
         self.counts: dict[tuple[str, str], int] = {}
         self.remote: Remote | None = None
         self.unsaved_bytes = 0

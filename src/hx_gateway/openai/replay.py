@@ -62,19 +62,17 @@ class Recording:
         return _OVERHEAD + len(self.head) + sum(len(form) for form in self.forms if form is not None)
 
     def form(self, wanted: int) -> bytes:
-        """The answer in a form; made once, where it was not recorded in it.
+        """The answer in a form; made anew, unless it was recorded in it or that form was put into ``forms``.
 
         Raises:
             ValueError, TypeError, AttributeError: It does not hold what an answer holds.
         """
         made = self.forms[wanted]
-        if made is None:
-            if not self.streamed:
-                made = as_stream(self.body, wanted == EVENTS_AND_USAGE)
-            else:
-                made = without_usage(self.body) if wanted == EVENTS else folded(self.body)
-            self.forms[wanted] = made
-        return made
+        if made is not None:
+            return made
+        if not self.streamed:
+            return as_stream(self.body, wanted == EVENTS_AND_USAGE)
+        return without_usage(self.body) if wanted == EVENTS else folded(self.body)
 
     def packed(self) -> bytes:
         """As bytes, for a store."""

@@ -34,8 +34,9 @@ def build(gateway: Any) -> Stage | None:
     settings = gateway.config.cache
     if not settings.enabled:
         return None
-    flights = Flights(gateway.proxy, gateway.metering.finished, settings.max_entry_bytes, gateway.config.http.max_response_bytes)
-    return Caching(gateway.shelf, flights, settings)
+    shelf, most = gateway.shelf, gateway.config.http.max_response_bytes
+    flights = Flights(gateway.proxy, gateway.metering.finished, shelf.under_way, settings.max_entry_bytes, most)
+    return Caching(shelf, flights, settings)
 
 
 class Caching:
@@ -115,8 +116,8 @@ class Caching:
         form = wanted(exchange)
         made = recording.forms[form]
         if made is None:
-            made = recording.form(form)
-            self._shelf.hold(key, recording)
+            made = recording.forms[form] = recording.form(form)
+            self._shelf.hold(key, recording)  # it takes more room now
         exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens = recording.tokens
         exchange.estimated = recording.estimated
         return self._again(exchange, made, EVENTS if form else JSON, recording.head, (now_ms - recording.made_ms) // 1000, result)
