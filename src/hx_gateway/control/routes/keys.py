@@ -101,6 +101,10 @@ async def _changed(
 
 async def create(body: KeyDraft, request: Request, gateway: GatewayOf, caller: Administrator) -> dict[str, Any]:
     """Make a key; the answer shows it, this once. It is let in by this worker at once, everywhere within a second. Needs an admin key."""
+    if body.name in {own.name for own in gateway.config.keys.api_keys}:
+        raise Failure(
+            errors.CONFLICT, f"the configuration has a key called {body.name!r}, which would win; choose another name", param="name"
+        )
     key, text = body.made()
     async with _keys(gateway) as (store, keys):
         await keys.create(store, key, _by(request, caller))
