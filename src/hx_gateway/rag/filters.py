@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from hx_gateway.rag.points import Unfit
 
@@ -16,8 +16,7 @@ _BOUNDS = ("gt", "gte", "lt", "lte")
 _DEPTH, _CONDITIONS, _ANY = 4, 64, 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True, tag=True):
     """A value, or one of a list of values, is one of ``values``.
 
     Args:
@@ -26,11 +25,10 @@ class Match:
     """
 
     path: tuple[str, ...]
-    values: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...]
+    values: tuple[str | int | bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(msgspec.Struct, frozen=True, tag=True):
     """A number, or one of a list of numbers, lies within bounds.
 
     Args:
@@ -39,16 +37,15 @@ class Range:
     """
 
     path: tuple[str, ...]
-    bounds: Mapping[str, float]
+    bounds: dict[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True, tag=True):
     """Which points: every one of ``must``, none of ``must_not``, and, where there are any, one of ``should``."""
 
-    must: tuple[Condition, ...] = ()
-    must_not: tuple[Condition, ...] = ()
-    should: tuple[Condition, ...] = ()
+    must: tuple[Match | Range | Filter, ...] = ()
+    must_not: tuple[Match | Range | Filter, ...] = ()
+    should: tuple[Match | Range | Filter, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.must or self.must_not or self.should)

@@ -20,6 +20,7 @@ TERMS = "en-1"
 """Name of the way texts are taken apart into terms (`rag.sparse`); a collection remembers it."""
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Unfit(ValueError):
@@ -271,14 +272,35 @@ def unpacked(vector: bytes) -> list[float]:
 
 
 def fitting(collection: Collection, vector: bytes) -> None:
-    """Check a vector's dimension.
+    """Check a vector's dimension, and that it is `packed`.
 
     Raises:
-        Unfit: It is not the collection's.
+        Unfit: It is not.
     """
     if len(vector) != 4 * collection.dimension:
         found = f"{len(vector) // 4} numbers"
         raise Unfit(f"the vector has {found}; those of collection {collection.name!r} have {collection.dimension}", "vector")
+    if not abs(math.hypot(*unpacked(vector)) - 1.0) < 1e-3:
+        raise Unfit("the vector is not of length 1", "vector")
+
+
+def checked_points(collection: Collection, points: Iterable[Point]) -> None:
+    """Check what is to be kept.
+
+    Raises:
+        Unfit: A vector is not `fitting`, an id no UUID, a name none, a weight not finite, or a text has a NUL, which Postgres cannot keep.
+    """
+    for point in points:
+        fitting(collection, point.vector)
+        if _UUID.fullmatch(point.id) is None:
+            raise Unfit(f"{point.id[:80]!r} is no UUID in lower case", "id")
+        checked_name(point.namespace, "namespace")
+        if point.sparse is not None and not all(map(math.isfinite, point.sparse.values)):
+            raise Unfit("every weight of a sparse vector must be finite", "sparse")
+        if "\0" in point.text or "\0" in point.document:
+            raise Unfit("a text has a NUL", "text")
+        if b"\\u0000" in msgspec.json.encode(point.metadata).replace(b"\\\\", b""):
+            raise Unfit("metadata have a NUL", "metadata")
 
 
 def payload(point: Point) -> Mapping[str, Any]:
