@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from hx_gateway.access.moments import written
 from hx_gateway.core.context import Identity, KeyLimits
 
 FILE, COPY, _LOCK = "keys.json", "keys.json.bak", "keys.lock"
+_LONGEST_S = 2.0  # for the lock, which is held as long as a small file is written
 _log = logging.getLogger(__name__)
 
 Stamp = tuple[int, int, int] | None
@@ -150,7 +152,7 @@ def latest(folder: Path) -> Snapshot | None:
 
 
 def write(folder: Path, snapshot: Snapshot) -> Snapshot:
-    """Write a snapshot and its copy, each whole or not at all, unless there is a newer one of the same store.
+    """Write a snapshot and its copy, each whole or not at all, unless there is a newer one of the same store; may wait for seconds.
 
     Returns:
         What the file holds now.
@@ -163,7 +165,7 @@ def write(folder: Path, snapshot: Snapshot) -> Snapshot:
     lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
     try:
         _give(lock, folder)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        _grasp(lock)
         there = latest(folder)
         if there is not None and there.store == snapshot.store and there.version > snapshot.version:
             return there
@@ -180,6 +182,17 @@ def write(folder: Path, snapshot: Snapshot) -> Snapshot:
     finally:
         os.close(lock)
     return snapshot
+
+
+def _grasp(lock: int) -> None:
+    give_up_s = time.monotonic() + _LONGEST_S
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= give_up_s:
+                raise
+            time.sleep(0.01)
 
 
 def _give(descriptor: int, folder: Path) -> None:
