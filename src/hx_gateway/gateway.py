@@ -19,10 +19,12 @@ from hx_gateway.core.context import FORWARD, NOBODY, Exchange, Identity, Route
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.identifiers import RequestIds
 from hx_gateway.core.plugins import UnknownPlugin, find
+from hx_gateway.dataplane.census import Census
 from hx_gateway.dataplane.explain import told
 from hx_gateway.dataplane.forward import Forward
 from hx_gateway.dataplane.pipeline import STAGES, Pipeline
 from hx_gateway.dataplane.proxy import Proxy
+from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
 from hx_gateway.fleet.ghosts import lay
 from hx_gateway.fleet.registry import Registry
@@ -35,7 +37,7 @@ from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.upstream.fetch import fetch
 
 if TYPE_CHECKING:
-    from hx_gateway.core.interfaces import Provider
+    from hx_gateway.core.interfaces import Provider, Stage
     from hx_gateway.local.supervisor import LocalModel
 
 SWEEP_S = 0.25  # resolution of every deadline
@@ -65,6 +67,7 @@ class Gateway:
         self.ids = RequestIds(self.clock.wall)
         self.metrics = Metrics(self.clock)
         self.backing = Backing(config, memory)
+        self.census = Census(self.backing.metering.limiter)
         self.started_wall_s = self.clock.wall()
         self.ready = False
         self.draining = False
@@ -105,7 +108,8 @@ class Gateway:
         plan = _Plan(self, config, keys)
         stages = [(name, find("stage", name, STAGES)(plan)) for name in config.pipeline.stages]
         run = [stage for _, stage in stages if stage is not None]
-        unread = [stage for name, stage in stages if stage is not None and name not in ("inspect", "resolve", "cache")]
+        reading = ("inspect", "resolve", "cache")  # what looks into the body
+        unread = [stage for name, stage in stages if stage is not None and name not in reading]
 
         self.backing.adopt(config, keys)
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
@@ -113,6 +117,8 @@ class Gateway:
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
         self.pipeline = Pipeline(run, proxy.start, proxy.answer, proxy.refuse)
         self.passage = Pipeline(unread, self._forward, proxy.answer, proxy.refuse)
+        inside = [stage for name, stage in stages if stage is not None and name in reading]
+        self._inside = Pipeline(inside, proxy.start, proxy.answer, proxy.refuse)
         self.router.replace(policy_of)
         proxy.plain = {}
         proxy.max_attempts = balancer.max_attempts
@@ -151,6 +157,22 @@ class Gateway:
         else:
             self.pipeline.run(exchange)
 
+    def serve(self, exchange: Exchange, work: Stage) -> None:
+        """Take an exchange that no model server answers through the stages that ask who calls and how much; ``work`` answers it."""
+        Pipeline((*self.passage.stages, work), self.proxy.start, self.proxy.answer, self.proxy.refuse).run(exchange)
+
+    def inside(self, exchange: Exchange, endpoint: Endpoint | None = None) -> None:
+        """Send an exchange that is part of one that was served: who calls is known, and limits hold for the whole.
+
+        Args:
+            exchange: With its identity.
+            endpoint: Where to, as it is; None to choose as for any other.
+        """
+        if endpoint is None:
+            self._inside.run(exchange)
+        else:
+            Forward(self.proxy, exchange, endpoint).start()
+
     def _forward(self, exchange: Exchange) -> None:
         endpoint = self.registry.forward_to
         if endpoint is None:
@@ -175,6 +197,10 @@ class Gateway:
         ask = self.proxy.ask_of(exchange, exchange.candidates)
         decision = self.router.explain(ask, self.clock.monotonic())
         return told(exchange, ask, decision, identity is None or identity.show_endpoints)
+
+    def under_way(self, deployment: Deployment) -> int:
+        """Requests under way at a deployment, of all workers: of this one as they are, of the others as of a moment ago."""
+        return self.census.of(deployment) if self.workers > 1 else deployment.in_flight
 
     def decisions(self, limit: int = 0) -> list[dict[str, Any]]:
         """The latest routing decisions, newest first; all that are remembered for a ``limit`` of 0."""
@@ -300,9 +326,11 @@ class Gateway:
                 endpoint.cool_until_s = inf
                 endpoint.pool.close()
             try:
-                self.backing.known.look()
+                if self.workers > 1:
+                    self.census.tell({one for target in self.registry.targets.values() for one in target.deployments})
+                await self.backing.look()
             except Exception:  # blame: the gateway's own; what is revoked must be heard of
-                _log.exception("the keys of the store could not be looked at")
+                _log.exception("what other processes share could not be looked at")
             try:
                 self.proxy.sweep(now_s)
             except Exception:  # blame: the gateway's own; heartbeats must go on

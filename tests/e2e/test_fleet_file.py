@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,3 +237,24 @@ def test_four_processes_as_the_file_says(overrides: dict[str, str]) -> None:
     with GatewayProcess(OWNERS_FILE, environment=environment) as gateway:
         for name in NAMES * 3:
             assert chat(gateway, model=name)["model"] == name
+
+
+def test_every_worker_knows_what_all_have_under_way() -> None:
+    with ExitStack() as running:
+        backend = running.enter_context(scripted("openai", models=["m"], first_token_s=60.0))
+        config = f'models: {{m: {{endpoint: "{backend.url}", provider: openai}}}}'
+        gateway = running.enter_context(GatewayProcess(config, workers=3))
+
+        def told_by_all(count: int) -> None:
+            seen: set[int] = set()
+            give_up_s = time.monotonic() + 30
+            while len(seen) < 3:
+                status = json.loads(ask(gateway, "/models/status")[1])  # on a connection of its own: any worker answers
+                seen = seen | {status["worker"]} if status["models"][0]["deployments"][0]["in_flight"] == count else set()
+                assert time.monotonic() < give_up_s, (count, seen, status)
+
+        with ExitStack() as clients:
+            for _ in range(9):
+                clients.enter_context(opened(gateway.port, "ping", "m"))
+            told_by_all(9)
+        told_by_all(0)

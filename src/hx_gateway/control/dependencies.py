@@ -16,6 +16,9 @@ from hx_gateway.telemetry.exposition import Observed
 if TYPE_CHECKING:
     from hx_gateway.backing import Backing
     from hx_gateway.config.schema import GatewayConfig
+    from hx_gateway.core.interfaces import Stage
+    from hx_gateway.fleet.deployment import Deployment
+    from hx_gateway.fleet.endpoint import Endpoint
 
 
 class Keys(Protocol):
@@ -57,6 +60,10 @@ class Gateway(Observed, Protocol):
         """A new request id."""
         ...
 
+    def under_way(self, deployment: Deployment, /) -> int:
+        """Requests under way at a deployment, of all workers."""
+        ...
+
     def explain(self, route: Route, body: bytes, notes: dict[bytes, bytes], identity: Identity | None, /) -> dict[str, Any]:
         """Where a request would go and why."""
         ...
@@ -67,6 +74,14 @@ class Gateway(Observed, Protocol):
 
     def dispatch(self, exchange: Exchange, /) -> None:
         """Run an exchange through the data plane."""
+        ...
+
+    def serve(self, exchange: Exchange, work: Stage, /) -> None:
+        """Take an exchange that no model server answers through the stages that ask who calls and how much; ``work`` answers it."""
+        ...
+
+    def inside(self, exchange: Exchange, endpoint: Endpoint | None = None, /) -> None:
+        """Send an exchange that is part of one that was served."""
         ...
 
 

@@ -76,6 +76,9 @@ class House:
         self.exchanges: list[Exchange] = []
         self.script = script
 
+    def under_way(self, deployment: Deployment) -> int:
+        return deployment.in_flight
+
     def dispatch(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
         assert self.script is not None, "nothing should reach the data plane"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -100,7 +101,10 @@ class DeploymentStatus(BaseModel):
     healthy: bool | None = Field(description="by the last probe; null before the first")
     error: str | None
     checked_s_ago: float | None = Field(description="seconds since the last probe")
-    in_flight: int = Field(description="requests under way, one that Ollama still reads for a client that left included")
+    in_flight: int = Field(
+        description="requests under way in all workers (in others as of a quarter of a second ago), one that Ollama still reads for a "
+        "client that left included"
+    )
     max_concurrent: int | None
     weight: float
     breaker: BreakerState
@@ -124,6 +128,9 @@ class ModelsStatus(BaseModel):
     """Every public name with all its deployments."""
 
     status: str
+    worker: int = Field(
+        description="process that answers; breakers and what probes found are as this one knows them, each worker has its own"
+    )
     warnings: list[str] = Field(description="what should be looked into, in words")
     models: list[TargetStatus]
     timestamp: str
@@ -232,7 +239,9 @@ def _engine(endpoint: Endpoint) -> EngineKnown:
     )
 
 
-def _deployment(deployment: Deployment, numbers: dict[Endpoint, int], admin: bool, now_s: float, excluded: str = "") -> DeploymentStatus:
+def _deployment(
+    deployment: Deployment, in_flight: int, numbers: dict[Endpoint, int], admin: bool, now_s: float, excluded: str = ""
+) -> DeploymentStatus:
     endpoint = deployment.endpoint
     facts = endpoint.facts
     return DeploymentStatus(
@@ -246,7 +255,7 @@ def _deployment(deployment: Deployment, numbers: dict[Endpoint, int], admin: boo
         healthy=facts.healthy,
         error=facts.error or None,
         checked_s_ago=round(max(0.0, now_s - facts.checked_s), 3) if facts.checked_s else None,
-        in_flight=deployment.in_flight,
+        in_flight=in_flight,
         max_concurrent=deployment.max_concurrent or None,
         weight=deployment.weight,
         breaker=_breaker(deployment.breaker, now_s),
@@ -264,6 +273,7 @@ async def models_status(gateway: GatewayOf, identity: Visitor) -> ModelsStatus:
     numbers = {endpoint: number for number, endpoint in enumerate(registry.endpoints.values(), 1)}
     return ModelsStatus(
         status=summarize(registry).status,
+        worker=os.getpid(),
         warnings=[
             notice.says(lambda endpoint: _shown_name(endpoint, numbers.setdefault(endpoint, len(numbers) + 1), admin))
             for notice in registry.notices
@@ -277,8 +287,11 @@ async def models_status(gateway: GatewayOf, identity: Visitor) -> ModelsStatus:
                 policy=target.policy or None,
                 available=any(deployment_usable(deployment) for deployment in target.deployments),
                 deployments=[
-                    *(_deployment(deployment, numbers, admin, now_s) for deployment in target.deployments),
-                    *(_deployment(deployment, numbers, admin, now_s, reason) for deployment, reason in target.excluded),
+                    *(_deployment(deployment, gateway.under_way(deployment), numbers, admin, now_s) for deployment in target.deployments),
+                    *(
+                        _deployment(deployment, deployment.in_flight, numbers, admin, now_s, reason)
+                        for deployment, reason in target.excluded
+                    ),
                 ],
             )
             for target in registry.targets.values()
