@@ -127,6 +127,11 @@ class Backing:
                 self._store = await opening.opened(database_url(self.config.storage, folder), _STATEMENT_S, 2)
             return self._store
 
+    async def look(self) -> None:
+        """Take over what others wrote of the store's keys."""
+        if self.known.changed:
+            await asyncio.to_thread(self.known.look)
+
     async def renew_keys(self) -> None:
         """Take what the store has now into use, here at once and in the other workers as soon as they look.
 

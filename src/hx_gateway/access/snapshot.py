@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from hashlib import sha256
@@ -225,6 +226,12 @@ class Follower:
         self._stamp: Stamp = None
         self._expected = False
         self._said: list[str] = []
+        self._taking = threading.Lock()  # `look` may run beside the event loop
+
+    @property
+    def changed(self) -> bool:
+        """Whether `look` has something to do; it may take a tenth of a second for ten thousand keys."""
+        return self._folder is not None and stamp_of(self._folder / FILE) != self._stamp
 
     def adopt(self, ring: KeyRing, expected: bool) -> None:
         """Go on with another ring.
@@ -233,8 +240,9 @@ class Follower:
             ring: Gets what is known of the store's keys.
             expected: Whether there is a store that may hold keys although no snapshot tells.
         """
-        self._expected, self._ring = expected, ring
-        self._hand_over()
+        with self._taking:
+            self._expected, self._ring = expected, ring
+            self._hand_over()
 
     def open(self, folder: Path | None) -> None:
         """Begin with what is in a state directory; None where there is none."""
@@ -264,10 +272,11 @@ class Follower:
 
     def take(self, snapshot: Snapshot) -> None:
         """Take a snapshot over, unless a newer one of the same store was."""
-        known = self.snapshot
-        if known is None or known.store != snapshot.store or known.version <= snapshot.version:
-            self.snapshot = snapshot
-            self._hand_over()
+        with self._taking:
+            known = self.snapshot
+            if known is None or known.store != snapshot.store or known.version <= snapshot.version:
+                self.snapshot = snapshot
+                self._hand_over()
 
     def _hand_over(self) -> None:
         keys = self.snapshot.keys if self.snapshot is not None else ()
