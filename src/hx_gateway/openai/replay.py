@@ -88,6 +88,36 @@ class Recording:
         return cls(streamed, body, made_ms, head, (prompt, completion, cached), estimated) if version == _VERSION else None
 
 
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+def sound(events: bytes) -> bool:
+    """Whether every event of a stream can be read, and every choice in it came to an end."""
+    begun: set[int] = set()
+    ended: set[int] = set()
+    for part in events.split(b"\n\n"):
+        payload = payload_of(part)
+        if payload is None or payload == b"[DONE]":
+            continue
+        try:
+            for choice in _chunk(payload).choices:
+                begun.add(choice.index)
+                if choice.finish_reason:
+                    ended.add(choice.index)
+        except (msgspec.DecodeError, RecursionError):
+            return False
+    return bool(begun) and begun == ended
+
+
 def without_comments(events: bytes) -> bytes:
     """Events without the comments a server sends to keep a connection alive."""
     if events[:1] != b":" and b"\n:" not in events:

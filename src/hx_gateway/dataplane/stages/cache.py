@@ -19,7 +19,7 @@ from hx_gateway.dataplane.flight import Flight, Flights, wanted
 from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.fleet.registry import Target
 from hx_gateway.openai.canon import deterministic, fields_of, key_of
-from hx_gateway.openai.replay import Recording, without_comments
+from hx_gateway.openai.replay import Recording, sound, without_comments
 from hx_gateway.openai.requests import Facts, StreamOptions, asking_usage
 
 ON, OFF, REFRESH = b"on", b"off", b"refresh"
@@ -155,7 +155,7 @@ class Caching:
         tokens = (exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens)
         head = exchange.deployment.response_head
         recording = Recording(flight.streamed, answer, int(time() * 1000), head, tokens, exchange.estimated)
-        if flight.keepable and len(answer) <= self._settings.max_entry_bytes:
+        if flight.keepable and len(answer) <= self._settings.max_entry_bytes and (not flight.streamed or sound(answer)):
             self._shelf.put(key, recording)
         return recording
 
