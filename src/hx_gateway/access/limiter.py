@@ -112,17 +112,17 @@ class Limiter:
             share: How many gateways divide the limits; what is taken counts so many times.
         """
         table = account.table or self._place(account)
-        index = account.index
+        index, gateways = account.index, share
         locked = now_s >= account.stuck_s and table.acquire(index)
         if not locked:
             # Its holder was stopped or is slow: go on with what is known, as if every process did the same.
             if now_s >= account.stuck_s:
                 account.stuck_s = now_s + _STUCK_S
-            share *= table.processes()
+            share *= table.processes()  # for the decision only: what is reserved and used is written down in the end, and once
         try:
             state = self._current(account, table, now_s, locked)
             if state is None:
-                return self.take(account, now_s, tokens, cost, share)
+                return self.take(account, now_s, tokens, cost, gateways)
             refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
             if refusal is not None and account.under_way and table.take_back(now_s):  # perhaps from the dead
                 refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
@@ -137,14 +137,14 @@ class Limiter:
                 account.dirty = False
                 table.write(index, state)
             if refusal is None and account.under_way:
-                table.add(index, 1, tokens * share, cost * share)
+                table.add(index, 1, tokens * gateways, cost * gateways)
         finally:
             if locked:
                 table.release(index)
         if refusal is not None:
             self.count(account, refusal)
             return refusal
-        return Hold(account, tokens, cost, share)
+        return Hold(account, tokens, cost, gateways)
 
     def _refusal(self, account: Account, table: Table, state: State, now_s: float, tokens: int, cost: int, share: int) -> Refusal | None:
         limits = account.limits
