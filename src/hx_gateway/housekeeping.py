@@ -17,6 +17,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER
 from hx_gateway.stores.known_keys import KnownKeys
+from hx_gateway.stores.retention import Retention
 from hx_gateway.stores.shipping import Shipping
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
         folder: The state directory.
     """
     settings = config.ledger
-    found: list[Duty] = [KnownKeys(folder, database_url(config.storage, folder))]
+    url = database_url(config.storage, folder)
+    found: list[Duty] = [KnownKeys(folder, url), Retention(settings, url)]
     if settings.enabled:
         found.append(Shipping(folder / FOLDER, settings.dead_letter_max_bytes))
     return found

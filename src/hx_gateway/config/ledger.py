@@ -9,6 +9,7 @@ from pydantic import Field
 from hx_gateway.config.sections import Flag, Names, Settings
 
 MIB = 1 << 20
+Days = Annotated[int, Field(ge=0, le=36500)]
 JournalBytes = Annotated[int, Field(ge=MIB, le=1 << 40)]
 
 
@@ -27,6 +28,12 @@ class LedgerSettings(Settings):
     dead_letter_max_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = Field(
         default=256 * MIB, description="Most bytes of dead letters; then the oldest are deleted."
     )
+    retention_days: Days = Field(
+        default=0,
+        description="Days for which each request's row is kept, on Postgres up to a month longer; sums by the hour stay. 0 for ever.",
+    )
+    audit_retention_days: Days = Field(default=0, description="Days for which the log of what administrators did is kept; 0 for ever.")
+    bodies_retention_days: Days = Field(default=7, description="Days for which bodies are kept, where there are any; 0 for ever.")
     end_user_keys: Names = Field(
         default=(), description="Names of the keys that are believed when they say which end user a request is for."
     )
