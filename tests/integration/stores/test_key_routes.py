@@ -179,7 +179,7 @@ async def test_the_description_has_them(ask: Caller) -> None:
 
 
 async def test_a_store_that_is_not_there(tmp_path: Path) -> None:
-    gateway = gateway_on("postgresql://hx:a-password-of-this@127.0.0.1:1/hx", tmp_path)
+    gateway = gateway_on("postgresql://hx:{}@127.0.0.1:1/hx".format("a-password"), tmp_path)
     await gateway.start()
     ask = Caller(gateway)
     try:
