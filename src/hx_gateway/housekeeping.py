@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -251,6 +251,21 @@ class Housekeeping:
             self._unwritable = True
         else:
             self._unwritable = False
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no housekeeping works in a state directory; during the block the next one waits.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def read_state(folder: Path | None) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ COMMANDS = (
     ("simulate", "hx_gateway.cli.simulate:simulate", "Play a trace against simulated servers, policies side by side."),
     ("keys", "hx_gateway.cli.keys:group", "Make, list, rotate, limit and revoke API keys."),
     ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
+    ("migrate", "hx_gateway.cli.migrate:migrate", "Move everything from one database into another."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )

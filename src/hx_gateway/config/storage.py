@@ -93,4 +93,9 @@ def database_url(storage: StorageSettings, folder: Path) -> str:
     """
     if storage.database_url is None:
         return f"sqlite:///{folder / 'hx-gateway.db'}"
-    return _POSTGRES.sub("postgresql://", storage.database_url.reveal(), count=1)
+    return plain_url(storage.database_url.reveal())
+
+
+def plain_url(url: str) -> str:
+    """An address that `database_fault` lets pass, as the driver takes it."""
+    return _POSTGRES.sub("postgresql://", url, count=1)
