@@ -6,7 +6,7 @@ import array
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -292,8 +292,7 @@ def checked_points(collection: Collection, points: Iterable[Point]) -> None:
     """
     for point in points:
         fitting(collection, point.vector)
-        if _UUID.fullmatch(point.id) is None:
-            raise Unfit(f"{point.id[:80]!r} is no UUID in lower case", "id")
+        checked_ids((point.id,))
         checked_name(point.namespace, "namespace")
         if point.sparse is not None and not all(map(math.isfinite, point.sparse.values)):
             raise Unfit("every weight of a sparse vector must be finite", "sparse")
@@ -303,7 +302,18 @@ def checked_points(collection: Collection, points: Iterable[Point]) -> None:
             raise Unfit("metadata have a NUL", "metadata")
 
 
-def payload(point: Point) -> Mapping[str, Any]:
+def checked_ids(ids: Iterable[str]) -> None:
+    """Check ids of points.
+
+    Raises:
+        Unfit: One is no UUID in lower case with hyphens.
+    """
+    for given in ids:
+        if _UUID.fullmatch(given) is None:
+            raise Unfit(f"{given[:80]!r} is no UUID in lower case", "id")
+
+
+def payload(point: Point) -> dict[str, Any]:
     """A point as a JSON object, without id and vectors: what stores of documents keep."""
     return {
         "namespace": point.namespace,

@@ -1,0 +1,325 @@
+"""One collection in Qdrant's engine: a folder, and the calls on it; synchronous, for the threads of the owner."""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import qdrant_edge as engine
+
+from hx_gateway.rag.filters import Filter, Match, Range, of_documents
+from hx_gateway.rag.points import Collection, Hit, Point, StoreUnavailable, Terms, checked_ids, checked_points, fitting, payload, unpacked
+
+NAME = "embedded"
+DENSE, SPARSE = "dense", "bm25"
+LEAST_FREE = 128 << 20  # bytes of the disk; the engine maps files into memory, and a write without room behind it would kill it
+_BATCH = 64  # points of one engine call: it holds the interpreter's lock while it reads them
+_FLUSH = 10_000  # points changed since the segments were last written out; until then the log alone is on disk
+_EXACT_KB = 400_000  # vectors of a segment up to this size are compared one by one: exact, and fast enough
+_DESCRIPTION, _CURRENT = "collection.json", "current.json"
+_STALE_LEAST, _STALE_PART = 10_000, 0.25
+
+
+class Shard:
+    """A collection that is open.
+
+    Args:
+        folder: Its folder, made by `make`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.collection = msgspec.json.decode((folder / _DESCRIPTION).read_bytes(), type=Collection)
+        current = json.loads((folder / _CURRENT).read_bytes())
+        self._generation: int = current["generation"]
+        self._stale: int = current["stale"]  # points replaced or deleted since it was tidied
+        self._added: int = current["added"]
+        for left in folder.iterdir():
+            if left.is_dir() and left.name != str(self._generation):
+                shutil.rmtree(left)
+        self._unflushed = 0
+        self.writing = threading.Lock()
+        self._touched: set[str] | None = None  # while it is tidied: what changed since
+        self._engine = engine.EdgeShard.load(str(folder / str(self._generation)))
+
+    @staticmethod
+    def make(folder: Path, collection: Collection) -> None:
+        """Make the folder of a collection, whole or not at all."""
+        building = folder.with_name(f".new-{folder.name}")
+        shutil.rmtree(building, ignore_errors=True)
+        (building / "1").mkdir(parents=True)
+        (building / _DESCRIPTION).write_bytes(msgspec.json.encode(collection))
+        (building / _CURRENT).write_text('{"generation": 1, "stale": 0, "added": 0}')
+        made = engine.EdgeShard.create(
+            str(building / "1"),
+            engine.EdgeConfig(
+                vectors={DENSE: engine.EdgeVectorParams(size=collection.dimension, distance=engine.Distance.Cosine)},
+                sparse_vectors={SPARSE: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf)},
+                optimizers=engine.EdgeOptimizersConfig(indexing_threshold=_EXACT_KB),
+                hnsw_config=engine.HnswIndexConfig(m=16, ef_construct=128, full_scan_threshold=20_000, max_indexing_threads=1),
+            ),
+        )
+        made.update(engine.UpdateOperation.create_field_index("namespace", engine.KeywordIndexParams(is_tenant=True)))
+        made.update(engine.UpdateOperation.create_field_index("document", engine.KeywordIndexParams()))
+        made.flush()
+        made.close()
+        building.rename(folder)
+
+    def close(self) -> None:
+        """Write everything to disk and let go of the folder."""
+        with self.writing:
+            self._flush()
+            self._point_at(self._generation)
+            self._engine.close()
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """As `VectorStore.upsert`."""
+        checked_points(self.collection, points)
+        with self.writing:
+            need_room(self.folder)
+            before = self._engine.info().points_count
+            for start in range(0, len(points), _BATCH):
+                batch = points[start : start + _BATCH]
+                self._engine.update(engine.UpdateOperation.upsert_points([_entered(point) for point in batch]))
+            self._changed(point.id for point in points)
+            self._keep(len(points))
+            grown = self._engine.info().points_count - before
+            self._added += grown
+            self._stale += len(points) - grown
+
+    def delete(self, namespace: str, what: Sequence[str] | Filter) -> int:
+        """As `VectorStore.delete`."""
+        if isinstance(what, Filter):
+            wanted = _within(namespace, what)
+        else:
+            checked_ids(what)
+            wanted = engine.Filter(must=[_named("namespace", namespace), engine.HasIdCondition(set(what))])
+        with self.writing:
+            ids: list[Any] = [str(record.id) for record in self._all(wanted, False)]
+            if ids:
+                need_room(self.folder)
+                self._engine.update(engine.UpdateOperation.delete_points(ids))
+                self._changed(ids)
+                self._keep(len(ids))
+                self._stale += len(ids)
+            return len(ids)
+
+    def dense(self, namespace: str, vector: bytes, limit: int, filter: Filter, threshold: float | None) -> list[Hit]:
+        """As `VectorStore.dense`."""
+        fitting(self.collection, vector)
+        query = engine.Query.Nearest(unpacked(vector), using=DENSE)
+        return self._best(query, limit, _within(namespace, filter), threshold, None)
+
+    def sparse(self, namespace: str, terms: Terms, limit: int, filter: Filter) -> list[Hit]:
+        """As `VectorStore.sparse`."""
+        query = engine.Query.Nearest(engine.SparseVector(terms.indices, terms.values), using=SPARSE)
+        # How rare a term is, is counted in the namespace alone: scores tell nothing of what others keep.
+        rarity = engine.SearchParams(idf=engine.IdfParams(corpus=_within(namespace, Filter())))
+        return self._best(query, limit, _within(namespace, filter), None, rarity)
+
+    def _best(self, query: Any, limit: int, within: Any, threshold: float | None, params: Any) -> list[Hit]:
+        asked = engine.QueryRequest(query=query, limit=limit, filter=within, score_threshold=threshold, with_payload=True, params=params)
+        return [Hit(_read(found), found.score) for found in self._engine.query(asked)]
+
+    def fetch(self, namespace: str, ids: Sequence[str], vectors: bool) -> list[Point]:
+        """As `VectorStore.fetch`."""
+        checked_ids(ids)
+        found = (_read(record) for record in self._engine.retrieve(list(ids), True, vectors))
+        return [point for point in found if point.namespace == namespace]
+
+    def count(self, namespace: str, filter: Filter) -> int:
+        """As `VectorStore.count`."""
+        return self._engine.count(engine.CountRequest(exact=True, filter=_within(namespace, filter)))
+
+    def documents(self, namespace: str, ids: Sequence[str]) -> dict[str, list[Point]]:
+        """As `VectorStore.documents`."""
+        found: dict[str, list[Point]] = {}
+        if ids:
+            for record in self._all(_within(namespace, of_documents(*ids)), True):
+                point = _read(record)
+                found.setdefault(point.document, []).append(point)
+        for points in found.values():
+            points.sort(key=lambda point: point.chunk)
+        return found
+
+    def namespaces(self) -> dict[str, int]:
+        """As `VectorStore.namespaces`."""
+        answer = self._engine.facet(engine.FacetRequest(key="namespace", limit=1_000_000, exact=True))
+        return {str(hit.value.value if hasattr(hit.value, "value") else hit.value): hit.count for hit in answer.hits}
+
+    def scroll(self, after: str, limit: int) -> list[Point]:
+        """As `VectorStore.scroll`."""
+        asked = engine.ScrollRequest(offset=after or None, limit=limit + 1, with_payload=True, with_vector=True)
+        points = [_read(record) for record in self._engine.scroll(asked)[0]]
+        return [point for point in points if point.id != after][:limit]
+
+    def _all(self, wanted: Any, payloads: bool) -> list[Any]:
+        records: list[Any] = []
+        offset = None
+        while True:
+            asked = engine.ScrollRequest(offset=offset, limit=1000, filter=wanted, with_payload=payloads, with_vector=False)
+            found, offset = self._engine.scroll(asked)
+            records += found
+            if offset is None:
+                return records
+
+    def _keep(self, changes: int) -> None:
+        """Make what was done outlive the machine: its log is read again when the folder is opened."""
+        self._unflushed += changes
+        if self._unflushed >= _FLUSH:
+            self._flush()
+            return
+        for log in (self.folder / str(self._generation) / "wal").glob("*-*[0-9]"):
+            file = os.open(log, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    def _flush(self) -> None:
+        self._engine.flush()
+        self._unflushed = 0
+
+    def settle(self) -> None:
+        """Write everything to disk, so that opening it takes no time."""
+        with self.writing:
+            if self._unflushed:
+                self._flush()
+
+    def _changed(self, ids: Iterable[str]) -> None:
+        if self._touched is not None:
+            self._touched.update(ids)
+
+    def untidy(self) -> bool:
+        """Whether much of it is left over from points that were replaced, or it has become large enough for an index."""
+        count = self._engine.info().points_count
+        indexed = count * self.collection.dimension * 4 >> 10 > _EXACT_KB
+        return self._stale > max(_STALE_LEAST, count * _STALE_PART) or (indexed and self._added > count * _STALE_PART)
+
+    def copy(self) -> Path:
+        """Begin to tidy: a copy to be put in order by another process. What changes from now on is remembered."""
+        with self.writing:
+            source = self.folder / str(self._generation)
+            need_room(self.folder, 3 * sum(file.stat().st_blocks * 512 for file in source.rglob("*")))
+            self._flush()
+            target = self.folder / str(self._generation + 1)
+            shutil.copytree(source, target)
+            self._touched = set()
+            return target
+
+    def abandon(self) -> None:
+        """Forget about the copy."""
+        with self.writing:
+            self._touched = None
+            shutil.rmtree(self.folder / str(self._generation + 1), ignore_errors=True)
+            self._stale = self._added = 0  # not again before there is as much new to do
+
+    def take(self, copy: Path) -> None:
+        """Go on with the copy, once what changed meanwhile is in it, too."""
+        tidy = engine.EdgeShard.load(str(copy))
+        with self.writing:
+            touched = sorted(self._touched or ())
+            for start in range(0, len(touched), _BATCH):
+                ids: list[Any] = touched[start : start + _BATCH]
+                kept = [_entered(_read(record)) for record in self._engine.retrieve(ids, True, True)]
+                gone = set(ids) - {str(point.id) for point in kept}
+                tidy.update(engine.UpdateOperation.delete_points(sorted(gone)))
+                tidy.update(engine.UpdateOperation.upsert_points(kept))
+            tidy.flush()
+            before = self.folder / str(self._generation)
+            self._touched = None
+            self._stale = self._added = len(touched)
+            self._point_at(int(copy.name))
+            # Whoever still reads the former one holds it; it closes after the last of them.
+            self._generation, self._engine, self._unflushed = int(copy.name), tidy, 0
+        shutil.rmtree(before, ignore_errors=True)
+
+    def _point_at(self, generation: int) -> None:
+        path = self.folder / f"{_CURRENT}.tmp"
+        with path.open("w") as file:
+            json.dump({"generation": generation, "stale": self._stale, "added": self._added}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path.replace(self.folder / _CURRENT)
+
+
+def put_in_order(folder: str) -> None:
+    """Rewrite the segments of a copy; holds the interpreter's lock for seconds to minutes, hence a process of its own."""
+    shard = engine.EdgeShard.load(folder)
+    shard.optimize()
+    shard.flush()
+    shard.close()
+
+
+def need_room(folder: Path, size: int = 0) -> None:
+    """Make sure of the disk before something is written.
+
+    Raises:
+        StoreUnavailable: There are not ``size`` and `LEAST_FREE` bytes free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < LEAST_FREE + size:
+        raise StoreUnavailable(NAME, f"has no room: {free >> 20} MiB are free in {folder}, {LEAST_FREE + size >> 20} are needed")
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def _entered(point: Point) -> Any:
+    vectors: dict[str, Any] = {DENSE: unpacked(point.vector)}
+    if point.sparse is not None:
+        vectors[SPARSE] = engine.SparseVector(point.sparse.indices, point.sparse.values)
+    return engine.Point(point.id, vectors, payload(point))
+
+
+def _read(record: Any) -> Point:
+    kept = record.payload
+    vectors = getattr(record, "vector", None) or {}
+    numbers = array.array("f", vectors.get(DENSE, ()))
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    sparse = vectors.get(SPARSE)
+    return Point(
+        id=str(record.id),
+        namespace=kept["namespace"],
+        document=kept["document"],
+        chunk=kept["chunk"],
+        text=kept["text"],
+        metadata=kept["metadata"],
+        content_hash=kept["content_hash"],
+        vector=numbers.tobytes(),
+        sparse=None if sparse is None else Terms(list(sparse.indices), list(sparse.values)),
+    )
+
+
+def _named(key: str, value: str) -> Any:
+    return engine.FieldCondition(key=key, match=engine.MatchValue(value))
+
+
+def _within(namespace: str, filter: Filter) -> Any:
+    must = [_named("namespace", namespace)]
+    return engine.Filter(must=[*must, _condition(filter)] if filter else must)
+
+
+def _condition(condition: Match | Range | Filter) -> Any:
+    if isinstance(condition, Filter):
+        clauses: dict[str, Any] = {
+            name: [_condition(inner) for inner in getattr(condition, name)] or None for name in ("must", "must_not", "should")
+        }
+        return engine.Filter(**clauses)
+    key = ".".join(condition.path)
+    if isinstance(condition, Range):
+        return engine.FieldCondition(key=key, range=engine.RangeFloat(**condition.bounds))
+    values: list[Any] = list(condition.values)
+    return engine.FieldCondition(key=key, match=engine.MatchValue(values[0]) if len(values) == 1 else engine.MatchAny(values))
