@@ -46,7 +46,7 @@ async def fresh(store: Store, known: Snapshot | None) -> Snapshot:
         found = await keys.snapshot(store, place)
         if known is not None and known.store == place and known.version > found.version:
             # Restored from a copy, or a replica that is behind: what can be written is the truth from now on.
-            await keys.overtake(store, known.version)
+            await keys.overtake(store, known)
             _log.warning("the store has older keys (%d) than were known of it (%d), and is believed", found.version, known.version)
             found = await keys.snapshot(store, place)
     return found

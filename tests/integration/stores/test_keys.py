@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select, text
 
 from hx_gateway.access.keys import KeyRing, digest_of
-from hx_gateway.access.snapshot import FILE, StoredKey, read
+from hx_gateway.access.snapshot import FILE, StoredKey, read, write
 from hx_gateway.control.key_bodies import KeyChange, KeyDraft, revoked, rotated
 from hx_gateway.stores.known_keys import KnownKeys, renew
 from hx_gateway.stores.sql import keys
@@ -159,22 +159,27 @@ async def test_the_snapshot_follows_the_store(database_url: str, tmp_path: Path)
         assert [one.name for one in read(tmp_path / FILE).keys] == ["app"]
 
 
-async def test_a_store_that_was_restored_is_believed_again(database_url: str, tmp_path: Path) -> None:
-    duty = KnownKeys(tmp_path, database_url)
+async def test_a_store_that_was_restored_is_believed_again_but_for_what_was_revoked(database_url: str, tmp_path: Path) -> None:
     async with opened(database_url) as store:
-        await made(store, "kept")
-        for number in range(3):
-            await made(store, f"lost-{number}")
-        await duty.run(store)
-        async with store.writing() as connection:  # as it was after the first
-            await connection.execute(text("DELETE FROM keys WHERE name <> 'kept'"))
-            await connection.execute(text("UPDATE versions SET value = 1"))
-        await renew(store, tmp_path)
+        for name in ("kept", "revoked", "lost"):
+            await made(store, name)
+        await keys.change(store, "revoked", BY, "key.revoke", revoked)
+        before = await renew(store, tmp_path)
+        async with store.writing() as connection:  # as it was before
+            await connection.execute(text("DELETE FROM keys WHERE name = 'lost'"))
+            await connection.execute(text("UPDATE keys SET revoked_ms = NULL"))
+            await connection.execute(text("UPDATE versions SET value = 2"))
+        # Two gateways notice at once.
+        (tmp_path / "other").mkdir()
+        write(tmp_path / "other", before)
+        await asyncio.gather(renew(store, tmp_path), renew(store, tmp_path / "other"))
         found = read(tmp_path / FILE)
-        assert [key.name for key in found.keys] == ["kept"] and found.version == await keys.version(store) == 5
+        assert found == read(tmp_path / "other" / FILE) and found.version == await keys.version(store) == 5
+        assert [(key.name, key.revoked_ms is None) for key in found.keys] == [("kept", True), ("revoked", False)]
+        (last, *_) = await keys.audit(store, 1)
+        assert (last["actor"], last["action"], last["subject"]) == ("hx-gateway", "key.revoke", "revoked")
         await keys.change(store, "kept", BY, "key.revoke", revoked)
-        await duty.run(store)
-        assert read(tmp_path / FILE).keys[0].revoked_ms is not None
+        assert (await renew(store, tmp_path)).keys[0].revoked_ms is not None
 
 
 async def test_a_replica_that_is_behind_is_not(postgres_url: str, tmp_path: Path) -> None:

@@ -161,14 +161,21 @@ async def snapshot(store: Store, place: str) -> Snapshot:
         return Snapshot(place, number, tuple(_key(row) for row in rows.mappings()))
 
 
-async def overtake(store: Store, number: int) -> None:
-    """Raise the version above a number that was seen of it before the store lost some of its past.
+async def overtake(store: Store, known: Snapshot) -> None:
+    """Go on from a store that has lost some of its past: its version gets above what was known of it, and what was revoked stays so.
 
     Raises:
         StoreError: The database cannot be used, or only be read.
     """
     async with store.writing() as connection:
-        await connection.execute(update(VERSIONS).where(VERSIONS.c.name == "keys", VERSIONS.c.value <= number).values(value=number + 1))
+        raised = update(VERSIONS).where(VERSIONS.c.name == "keys", VERSIONS.c.value < known.version).values(value=known.version + 1)
+        if not (await connection.execute(raised)).rowcount:
+            return  # another gateway was faster
+        for key in known.keys:
+            if key.revoked_ms is not None:
+                again = update(KEYS).where(KEYS.c.id == key.id, KEYS.c.revoked_ms.is_(None)).values(revoked_ms=key.revoked_ms)
+                if (await connection.execute(again)).rowcount:
+                    await _note(connection, By("hx-gateway", ""), "key.revoke", key, {"why": "the store had forgotten it"})
 
 
 async def _version(connection: AsyncConnection) -> int:
