@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 TERMS = "en-1"
 """Name of the way texts are taken apart into terms (`rag.sparse`); a collection remembers it."""
 
+TERMS_END = 1_000_000_000
+MOST_TERMS = 16_000
+"""A sparse vector of pgvector has no more places, and no more that are not zero."""
+
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -54,8 +58,8 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
     """A sparse vector.
 
     Args:
-        indices: Numbers of the terms, ascending, each once, 0 … 2³²-1.
-        values: The weight of each.
+        indices: Numbers of the terms, ascending, each once, below `TERMS_END`; at most `MOST_TERMS`.
+        values: The weight of each, above zero.
     """
 
     indices: list[int]
@@ -288,18 +292,32 @@ def checked_points(collection: Collection, points: Iterable[Point]) -> None:
     """Check what is to be kept.
 
     Raises:
-        Unfit: A vector is not `fitting`, an id no UUID, a name none, a weight not finite, or a text has a NUL, which Postgres cannot keep.
+        Unfit: A vector is not `fitting`, an id no UUID, a name none, a terms are not in order, or a text has a NUL, which Postgres cannot keep.
     """
     for point in points:
         fitting(collection, point.vector)
         checked_ids((point.id,))
         checked_name(point.namespace, "namespace")
-        if point.sparse is not None and not all(map(math.isfinite, point.sparse.values)):
-            raise Unfit("every weight of a sparse vector must be finite", "sparse")
+        if point.sparse is not None:
+            checked_terms(point.sparse)
         if "\0" in point.text or "\0" in point.document:
             raise Unfit("a text has a NUL", "text")
         if b"\\u0000" in msgspec.json.encode(point.metadata).replace(b"\\\\", b""):
             raise Unfit("metadata have a NUL", "metadata")
+
+
+def checked_terms(terms: Terms) -> None:
+    """Check a sparse vector.
+
+    Raises:
+        Unfit: It is not as `Terms` says.
+    """
+    numbers, weights = terms.indices, terms.values
+    ordered = all(before < number for before, number in zip([-1, *numbers], numbers, strict=False))
+    if not (ordered and len(numbers) == len(weights) <= MOST_TERMS and (not numbers or numbers[-1] < TERMS_END)):
+        raise Unfit("the numbers of a sparse vector must be ascending, and one weight each", "sparse")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise Unfit("every weight of a sparse vector must be finite and above zero", "sparse")
 
 
 def checked_ids(ids: Iterable[str]) -> None:

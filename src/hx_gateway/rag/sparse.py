@@ -8,7 +8,7 @@ import zlib
 from collections import Counter
 from functools import lru_cache
 
-from hx_gateway.rag.points import Terms
+from hx_gateway.rag.points import MOST_TERMS, TERMS_END, Terms
 
 K1, B = 1.5, 0.75
 AVERAGE = 100.0  # terms of a usual chunk, without stop words: fixed, so that a weight never depends on what else is kept
@@ -45,9 +45,10 @@ def query_terms(text: str) -> Terms | None:
 def _terms(weights: dict[str, float] | dict[str, int]) -> Terms | None:
     found: dict[int, float] = {}
     for term, weight in weights.items():
-        number = zlib.crc32(term.encode())
+        number = zlib.crc32(term.encode()) % TERMS_END
         found[number] = found.get(number, 0.0) + weight
-    return Terms(sorted(found), [found[number] for number in sorted(found)]) if found else None
+    heaviest = sorted(found, key=lambda number: -found[number])[:MOST_TERMS]
+    return Terms(sorted(heaviest), [found[number] for number in sorted(heaviest)]) if found else None
 
 
 def _words(text: str) -> list[str]:

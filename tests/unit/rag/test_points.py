@@ -52,7 +52,18 @@ def test_what_has_no_direction_is_no_vector(values: list[Any]) -> None:
         ({"document": "a\0b"}, "text"),
         ({"metadata": {"a": ["\0"]}}, "metadata"),
         ({"metadata": {"\0": 1}}, "metadata"),
-        ({"sparse": Terms([1], [math.nan])}, "sparse"),
+        *[
+            ({"sparse": Terms(*terms)}, "sparse")
+            for terms in (
+                ([1], [math.nan]),
+                ([1], [0.0]),
+                ([2, 1], [1.0, 1.0]),
+                ([1, 1], [1.0, 1.0]),
+                ([1], []),
+                ([10**9], [1.0]),
+                ([-1], [1.0]),
+            )
+        ],
     ],
 )
 def test_a_point_that_cannot_be_kept_is_refused(changes: dict[str, Any], field: str) -> None:
