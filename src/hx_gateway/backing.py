@@ -22,9 +22,11 @@ from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.ledger.journal import FOLDER, Journal
 from hx_gateway.ledger.observer import Ledger
 from hx_gateway.stores.known_keys import POLL_S, fresh, renew
+from hx_gateway.stores.served import ServedFile
 
 if TYPE_CHECKING:
     from hx_gateway.access.keys import KeyRing
+    from hx_gateway.fleet.registry import Registry
     from hx_gateway.stores.redis import Redis
     from hx_gateway.stores.sql.engine import Store
 
@@ -56,6 +58,7 @@ class Backing:
         self.folder: Path | None = None  # the state directory; None until `start`, and where it cannot be written
         self.ledger = Ledger()
         self.known = Follower()
+        self.served = ServedFile()
         self._store: Store | None = None
         self._opening = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -131,6 +134,14 @@ class Backing:
         """Take over what others wrote of the store's keys."""
         if self.known.changed:
             await asyncio.to_thread(self.known.look)
+
+    async def note(self, registry: Registry) -> None:
+        """Write down what is served where, when that has changed."""
+        if self.folder is not None and (rows := self.served.news(registry)):
+            try:
+                await asyncio.to_thread(self.served.write, self.folder, rows)
+            except OSError as error:
+                _log.warning("what is served cannot be written to %s: %s", self.folder, error.strerror or error)
 
     async def renew_keys(self) -> None:
         """Take what the store has now into use, here at once and in the other workers as soon as they look.

@@ -306,6 +306,7 @@ class Gateway:
                     searched_s = now_s
                     await self._search()
                 self._renew()
+                await self.backing.note(self.registry)
             except Exception:  # blame: the gateway's own; the fleet must go on being watched
                 _log.exception("the registry could not be renewed")
 

@@ -18,6 +18,7 @@ from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER
 from hx_gateway.stores.known_keys import KnownKeys
 from hx_gateway.stores.retention import Retention
+from hx_gateway.stores.served import Served
 from hx_gateway.stores.shipping import Shipping
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
     """
     settings = config.ledger
     url = database_url(config.storage, folder)
-    found: list[Duty] = [KnownKeys(folder, url), Retention(settings, url)]
+    found: list[Duty] = [KnownKeys(folder, url), Retention(settings, url), Served(folder, url)]
     if settings.enabled:
         found.append(Shipping(folder / FOLDER, settings.dead_letter_max_bytes))
     return found
