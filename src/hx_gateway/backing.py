@@ -27,6 +27,7 @@ from hx_gateway.stores.served import ServedFile
 if TYPE_CHECKING:
     from hx_gateway.access.keys import KeyRing
     from hx_gateway.fleet.registry import Registry
+    from hx_gateway.rag.points import VectorStore
     from hx_gateway.stores.redis import Redis
     from hx_gateway.stores.sql.engine import Store
 
@@ -61,6 +62,8 @@ class Backing:
         self.served = ServedFile()
         self._store: Store | None = None
         self._opening = asyncio.Lock()
+        self._vectors: VectorStore | None = None
+        self._opening_vectors = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     def adopt(self, config: GatewayConfig, keys: KeyRing) -> None:
@@ -114,6 +117,9 @@ class Backing:
         store, self._store = self._store, None
         if store is not None:
             await store.close()
+        vectors, self._vectors = self._vectors, None
+        if vectors is not None:
+            await vectors.close()
         self.folder = None
 
     async def store(self) -> Store:
@@ -135,6 +141,11 @@ class Backing:
         if self.known.changed:
             await asyncio.to_thread(self.known.look)
 
+    @property
+    def vectors_open(self) -> bool:
+        """Whether the store of vectors was needed so far."""
+        return self._vectors is not None
+
     async def note(self, registry: Registry) -> None:
         """Write down what is served where, when that has changed."""
         if self.folder is not None and (rows := self.served.news(registry)):
@@ -142,6 +153,19 @@ class Backing:
                 await asyncio.to_thread(self.served.write, self.folder, rows)
             except OSError as error:
                 _log.warning("what is served cannot be written to %s: %s", self.folder, error.strerror or error)
+
+    async def vectors(self) -> VectorStore:
+        """Where documents are searched; opened when it is first asked for.
+
+        Raises:
+            Unavailable: It cannot be used.
+        """
+        if self._vectors is None:
+            async with self._opening_vectors:
+                if self._vectors is None:
+                    opening = await asyncio.to_thread(importlib.import_module, "hx_gateway.stores.vectors.opening")
+                    self._vectors = await opening.opened(self.config, self.folder)
+        return self._vectors
 
     async def renew_keys(self) -> None:
         """Take what the store has now into use, here at once and in the other workers as soon as they look.

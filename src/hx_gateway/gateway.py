@@ -161,6 +161,10 @@ class Gateway:
         """Take an exchange that no model server answers through the stages that ask who calls and how much; ``work`` answers it."""
         Pipeline((*self.passage.stages, work), self.proxy.start, self.proxy.answer, self.proxy.refuse).run(exchange)
 
+    def finished(self, exchange: Exchange) -> None:
+        """Record an exchange that ``work`` answered piece by piece."""
+        self.proxy.finished(exchange)
+
     def inside(self, exchange: Exchange, endpoint: Endpoint | None = None) -> None:
         """Send an exchange that is part of one that was served: who calls is known, and limits hold for the whole.
 

@@ -24,10 +24,14 @@ def value_at(point: Point, path: Sequence[str]) -> list[Any]:
 def holds(condition: Match | Range | Filter, point: Point) -> bool:
     """Whether a point is one of those that are meant."""
     if isinstance(condition, Match):
-        return any(type(value) is type(wanted) and value == wanted for value in value_at(point, condition.path) for wanted in condition.values)
+        return any(
+            type(value) is type(wanted) and value == wanted for value in value_at(point, condition.path) for wanted in condition.values
+        )
     if isinstance(condition, Range):
         tests = {"gt": float.__gt__, "gte": float.__ge__, "lt": float.__lt__, "lte": float.__le__}
-        numbers = [float(value) for value in value_at(point, condition.path) if isinstance(value, int | float) and not isinstance(value, bool)]
+        numbers = [
+            float(value) for value in value_at(point, condition.path) if isinstance(value, int | float) and not isinstance(value, bool)
+        ]
         return any(all(tests[name](number, bound) for name, bound in condition.bounds.items()) for number in numbers)
     return (
         all(holds(one, point) for one in condition.must)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 from hx_gateway.config.secrets import Secret
-from hx_gateway.config.sections import LATER, Settings
+from hx_gateway.config.sections import Settings
 
 _POSTGRES = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
 
@@ -64,8 +64,10 @@ class StorageSettings(Settings):
         default=0.02,
         description="Seconds a request waits for Redis at most; the first answer that is late makes the gateway go on without it.",
     )
-    qdrant_url: Annotated[Secret | None, LATER] = Field(default=None, description="Qdrant URL for vectors.")
-    qdrant_collection: Annotated[str | None, LATER] = Field(default=None, description="Qdrant collection for vectors.")
+    qdrant_url: Secret | None = Field(default=None, description="Qdrant URL for vectors; none keeps them in the state directory (rag.store).")
+    qdrant_collection: str | None = Field(
+        default=None, min_length=1, description="Collection of documents where a request names none, in any store; none means `documents`."
+    )
 
 
 def state_directory(storage: StorageSettings, environ: Mapping[str, str]) -> Path:

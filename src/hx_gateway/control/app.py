@@ -11,7 +11,7 @@ from hx_gateway.control import openapi, refusals
 from hx_gateway.control.cors import cors_policy
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
-from hx_gateway.control.routes import docs, forward, health, keys, metrics, models, routing, usage
+from hx_gateway.control.routes import docs, forward, health, keys, metrics, models, rag, routing, usage
 
 _ABOUT = "One OpenAI-compatible door to a private fleet of model servers."
 
@@ -53,5 +53,6 @@ def create_app(gateway: Gateway) -> ControlApp:
     app.include_router(routing.router())
     app.include_router(keys.router())
     app.include_router(usage.router())
+    app.include_router(rag.router())
     app.router.routes.extend(forward.routes())  # last: it takes every path below /v1
     return app

@@ -80,6 +80,10 @@ class Gateway(Observed, Protocol):
         """Take an exchange that no model server answers through the stages that ask who calls and how much; ``work`` answers it."""
         ...
 
+    def finished(self, exchange: Exchange, /) -> None:
+        """Record an exchange that ``work`` answered piece by piece."""
+        ...
+
     def inside(self, exchange: Exchange, endpoint: Endpoint | None = None, /) -> None:
         """Send an exchange that is part of one that was served."""
         ...

@@ -27,7 +27,8 @@ aliases: {gpt-4: chat}
 keys:
   master_key: env:THE_MASTER
   api_keys: [{name: app, key: tell-nobody-app}]
-storage: {redis_url: "redis://cache:6379", qdrant_url: "http://qdrant:6333"}
+storage: {redis_url: "redis://cache:6379"}
+embeddings: {gateway_base: "http://elsewhere:4000"}
 """
 
 
@@ -58,7 +59,7 @@ def test_the_wiring_for_people(file: Path) -> None:
         "    -> large on http://llm-09:11400 (provider openai, weight 1, at most 4 at once)",
         "    -> found-later, to be discovered",
         "  own  model, policy weighted",
-        "read, but not used by this release: storage.qdrant_url",
+        "read, but not used by this release: embeddings.gateway_base",
     ):
         assert line in output.splitlines(), line
     assert any(line.split() == ["service.port", "8123", f"{file}:1"] for line in output.splitlines())
@@ -86,7 +87,7 @@ def test_the_wiring_for_machines(file: Path) -> None:
     assert settings["keys.master_key"] == ("env:THE_MASTER", f"{file}:14")
     assert settings["keys.api_keys[0].key"] == ("********", f"{file}:15")
     assert settings["models.small.weight"] == (2.0, f"{file}:7")
-    assert plan["unused"] == ["storage.qdrant_url"]
+    assert plan["unused"] == ["embeddings.gateway_base"]
 
 
 def test_problems_are_all_printed_and_fail(file: Path) -> None:

@@ -45,7 +45,7 @@ def test_types_ranges_and_defaults_are_on_the_page() -> None:
     assert row("models.<name>.endpoint")[3] == "`<MODEL>_ENDPOINT`, `HX__MODELS__<NAME>__ENDPOINT`"
     assert row("endpoints.<name>.url")[2] == "*needed*"
     assert row("monitoring.log_format")[1] == "`console`, `json`"
-    assert "not used by this release" in row("storage.qdrant_url")[4]
+    assert "not used by this release" in row("embeddings.gateway_base")[4]
 
 
 def test_tables_are_well_formed() -> None:

@@ -10,13 +10,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
-from hx_gateway.config.schema import GatewayConfig, ServiceSettings
+from hx_gateway.config.schema import ServiceSettings
 from hx_gateway.control.dependencies import GatewayOf, Visitor
+from hx_gateway.control.rag import embedding_model, vector_state
 from hx_gateway.control.stores import redis_state, sql_state
 from hx_gateway.core.context import Identity
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
-from hx_gateway.fleet.registry import Registry
 from hx_gateway.health.summary import deployment_usable, summarize
 
 _UNNAMED: str = ServiceSettings.model_fields["name"].default
@@ -170,26 +170,15 @@ async def health(gateway: GatewayOf, response: Response) -> Health:
     )
 
 
-def _embedding_model(config: GatewayConfig, registry: Registry) -> str | None:
-    if config.embeddings.model:
-        return config.embeddings.model
-    return next(
-        (target.name for target in registry.targets.values() if target.deployments and target.deployments[0].mode == "embedding"), None
-    )
-
-
 async def dependencies(gateway: GatewayOf, identity: Visitor) -> Dependencies:
     """The stores' state; addresses, paths and errors are told to admin keys only."""
-    storage = gateway.config.storage
-    configured = {"qdrant": storage.qdrant_url}
-    states: dict[str, Any] = {name: None if url is None else False for name, url in configured.items()}
-    details = {
-        name: "not configured" if url is None else "configured, but this release does not use it yet" for name, url in configured.items()
-    }
+    states: dict[str, Any] = {}
+    details: dict[str, str] = {}
     admin = identity is not None and identity.admin
     states["postgres"], details["postgres"] = sql_state(gateway.backing, admin)
     states["redis"], details["redis"] = redis_state(gateway.backing, admin)
-    model = _embedding_model(gateway.config, gateway.registry)
+    states["qdrant"], details["qdrant"], details["vectors"] = await vector_state(gateway, admin)
+    model = embedding_model(gateway.config, gateway.registry)
     if model is not None:
         target = gateway.registry.find(model)
         usable = target is not None and any(deployment_usable(deployment) for deployment in target.deployments)
