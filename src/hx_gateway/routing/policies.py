@@ -18,6 +18,7 @@ from hx_gateway.routing.terms import EXCHANGED, PACED, Term
 
 BAND_S = 0.005  # candidates this close to the best are as good: the least busy is taken, of equals any, so that no herd forms
 BAND_SHARE = 0.02
+_TO_BE_LOADED = 1e6  # as many requests as nobody has: of near ties a server that has the model, or loads it already, comes first
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +54,20 @@ class Policy:
         }
 
     def best(self, totals: Sequence[float], usable: Sequence[Deployment], random: Callable[[], float] = chance) -> int:
-        """The position of the least total; of near ties the one whose endpoint has the fewest requests under way, then at random.
+        """The position of the least total; of near ties one that need not load the model, then the least busy, then at random.
 
-        As long as nobody knows how many requests a server takes at once, its total does not grow with them.
+        A second server that loads what another began to load a moment ago pushes out what somebody else will ask for. And as
+        long as nobody knows how many requests a server takes at once, its total does not grow with them.
         """
         least = min(totals)
         limit = least + BAND_S if least < BAND_S / BAND_SHARE else least * (1.0 + BAND_SHARE)
         found, fewest, ties = 0, inf, 0
         for position, total in enumerate(totals):
             if total <= limit:
-                load = usable[position].endpoint.in_flight
+                endpoint = usable[position].endpoint
+                load: float = endpoint.in_flight
+                if endpoint.residency.managed and usable[position].upstream_model not in endpoint.residency.resident:
+                    load += _TO_BE_LOADED
                 if load < fewest:
                     found, fewest, ties = position, load, 1
                 elif load == fewest:

@@ -91,3 +91,13 @@ def test_of_equal_deployments_one_is_chosen_at_random() -> None:
     target.deployments[0].endpoint.in_flight = 1
     chosen = Counter(router.choose(Ask(target, prompt_tokens=12.0), 100.0) for _ in range(300))
     assert set(chosen) == set(target.deployments[1:]) and min(chosen.values()) > 60
+
+
+def test_of_near_ties_a_server_that_loads_the_model_already_comes_first() -> None:
+    target, router = target_of(3, "intelligent", down=False), Router(policy)
+    for deployment in target.deployments:
+        deployment.endpoint.residency.told({}, 99.0)
+    loading = target.deployments[1]
+    verdict.lease(loading)
+    loading.endpoint.residency.sent(loading, 100.0)
+    assert {router.choose(Ask(target), 100.05) for _ in range(20)} == {loading}, "it saves a load, and next to no time is lost"
