@@ -38,9 +38,9 @@ class Flights:
         proxy: Tells observers of each request's end.
         settle: Gives back what the exchange of a flight holds of the gateway's own limits.
         by_key: Those that further requests may join; outlives a reload.
-        max_entry_bytes: Largest answer that is recorded. Of a longer one, only what a slow client has not read yet is held, and
-            the model server has to wait when that is more than these bytes, too.
-        most_bytes: Largest answer that is collected for one who wants it whole.
+        max_entry_bytes: Largest answer that is recorded. Of a longer one, only what a slow client has not read yet is held.
+        most_bytes: Most that is held for a slow client before the model server, and with it everyone, has to wait for it; largest
+            answer that is collected for one who wants it whole.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Carried(Exchange):
 
     __slots__ = ("flight",)
 
-    flight: Flight
+    flight: Flight | None
 
 
 class Follower:
@@ -182,7 +182,7 @@ class Flight:
             self._trim()
         followers = self.followers
         stalled = bool(followers) and all(follower.paused for follower in followers)
-        if not stalled and not self.growing and self._held > self.flights.max_entry_bytes:
+        if not stalled and not self.growing and self._held > self.flights.most_bytes:
             stalled = all(follower.want for follower in followers)
         if stalled is not self._stalled:
             self._stalled = stalled
@@ -216,10 +216,10 @@ class Flight:
     def _lines(self, follower: Follower, lines: bytes) -> bytes:
         """Header lines made for the flight as one of its clients gets them."""
         exchange = follower.exchange
-        id_line = b"x-request-id: %b\r\n" % request_id(exchange)
-        if id_line != self._id_line:
-            lines = lines.replace(self._id_line, id_line, 1)
-        return b"%b%bx-hx-cache: %b\r\n" % (lines, exchange.limit_lines, b"miss" if follower.first else b"shared")
+        if follower.first:
+            return b"%b%bx-hx-cache: miss\r\n" % (lines, exchange.limit_lines)
+        lines = lines.replace(self._id_line, b"x-request-id: %b\r\n" % request_id(exchange), 1)
+        return b"%b%bx-hx-cache: shared\r\n" % (lines, exchange.limit_lines)
 
     # The client side
 
@@ -242,7 +242,8 @@ class Flight:
         if self.growing and self._bytes > self.flights.max_entry_bytes:
             self.growing = False
             self._leave_schedule()
-        for follower in tuple(self.followers):
+        followers = self.followers
+        for follower in followers if len(followers) == 1 else tuple(followers):
             self.advance(follower)
         if not self.growing:
             self.balance()
@@ -368,7 +369,8 @@ class Flight:
             self.key = None
 
     def _forget(self) -> None:
-        self.exchange.client = NOBODY  # they hold each other: without this only the collector frees them
+        # They hold each other: without this only the collector frees them.
+        self.exchange.client, self.exchange.flight = NOBODY, None
 
 
 def _plain(piece: bytes) -> bytes:

@@ -136,7 +136,8 @@ class Proxy:
     def finished(self, exchange: Exchange) -> None:
         """Tell the observers that the outcome is known; what fails in one of them touches neither the request nor the others."""
         if type(exchange) is Carried:
-            exchange.flight.landed()
+            if exchange.flight is not None:
+                exchange.flight.landed()
             return
         for observer in self.observers:
             try:

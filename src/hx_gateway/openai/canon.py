@@ -12,6 +12,7 @@ Fields = dict[str, msgspec.Raw]
 
 _ASIDE = frozenset(("model", "stream", "stream_options", "user", "metadata", "safety_identifier", "prompt_cache_key"))
 _decode = msgspec.json.Decoder(Fields).decode
+_zero_follows = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*-?0(?:\.0+)?(?:[eE][+-]?\d+)?[ \t\r\n]*[,}]")
 _zero = re.compile(rb"-?0(?:\.0+)?(?:[eE][+-]?\d+)?\Z")
 
 
@@ -35,6 +36,12 @@ def usual(fields: Fields, body: bytes) -> bool:
     if len(body) != len(b"".join(fields.values())) + len(names) + 6 * len(fields):
         return False
     return body == b"{%b}" % b", ".join([b'"%b": %b' % (name.encode(), value) for name, value in fields.items()])
+
+
+def perhaps_deterministic(body: bytes) -> bool:
+    """Whether it is worth reading the fields of a body to learn whether it is `deterministic`."""
+    at = body.find(b'"temperature"')
+    return at >= 0 and (_zero_follows.match(body, at + 13) is not None or body.find(b'"temperature"', at + 13) > 0)
 
 
 def deterministic(fields: Fields) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections import Counter
 from functools import partial
@@ -19,7 +20,7 @@ from hx_gateway.config.load import load_text
 from hx_gateway.core import errors
 from hx_gateway.core.context import CHAT, Exchange
 from hx_gateway.core.interfaces import Outgoing
-from hx_gateway.dataplane.flight import Follower
+from hx_gateway.dataplane.flight import Flight, Follower
 from hx_gateway.gateway import Gateway
 from hx_gateway.ledger.pricing import worked
 
@@ -28,7 +29,7 @@ CONFIG = """
 endpoints: {{one: {{url: "http://127.0.0.1:1", provider: openai, discover: false}}}}
 models: {{solo: {{endpoint: one}}}}
 cache: {{enabled: true, max_entry_bytes: {most}, max_bytes: {all}}}
-http: {{heartbeat_seconds: 5}}
+http: {{heartbeat_seconds: 5, max_response_bytes: 8192}}
 performance: {{max_concurrent_requests: 100}}
 load_balancer: {{max_attempts: 1, circuit_breaker_threshold: 1000000}}
 """
@@ -385,7 +386,7 @@ def test_a_slow_client_holds_up_nobody_until_too_much_is_held_for_it(skies: Skie
     skies.do(call.piece)
     assert not call.paused and b"two" in skies.asked[1][1].body and b"two" not in skies.asked[0][1].body
     skies.do(call.piece)
-    assert call.paused, "more than max_entry_bytes wait for the slow one"
+    assert call.paused, "more than max_response_bytes wait for the slow one"
     skies.ask("long", 1)
     assert len(skies.pool.calls) == 2, "too long to be kept is too long to be joined"
     skies.read_slowly_or_go_on(0)
@@ -414,3 +415,18 @@ def test_a_client_with_its_own_deadline_flies_alone(skies: Skies) -> None:
     skies.asked.append((exchange, exchange.client, "a"))  # type: ignore[arg-type]
     skies.do(partial(skies.gateway.dispatch, exchange))
     assert len(skies.pool.calls) == 2
+
+
+def test_nothing_of_a_flight_is_left_to_the_collector(skies: Skies) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        for form in (0, 1, 2):
+            skies.ask("a", form, b"refresh")
+            skies.do(skies.pool.calls[-1].finish)
+            skies.ask("b", form)
+            skies.leave(0)
+        skies.pool.calls.clear()
+        assert not [found for found in gc.get_objects() if isinstance(found, Flight | Follower)]
+    finally:
+        gc.enable()

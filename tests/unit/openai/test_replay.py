@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hx_gateway.openai.canon import deterministic, fields_of, key_of, usual
-from hx_gateway.openai.replay import EVENTS, EVENTS_AND_USAGE, WHOLE, Recording, folded, without_comments, without_usage
+from hx_gateway.openai.canon import deterministic, fields_of, key_of, perhaps_deterministic, usual
+from hx_gateway.openai.replay import EVENTS, EVENTS_AND_USAGE, WHOLE, Recording, folded, sound, without_comments, without_usage
 
 HEAD = {"id": "c-1", "object": "chat.completion.chunk", "created": 7, "model": "m"}
 
@@ -95,6 +95,18 @@ def test_usage_goes_where_nobody_asked_for_it() -> None:
     with_choices = {**chunks[0], "usage": {"prompt_tokens": 1}}
     (first, *_) = without_usage(stream(with_choices)).split(b"\n\n")
     assert json.loads(first.removeprefix(b"data: ")) == chunks[0]
+
+
+def test_only_a_sound_stream_is_kept() -> None:
+    good = stream(*deltas({"content": "a"}))
+    assert sound(good)
+    assert not sound(stream(*deltas({"content": "a"})[:1])), "no end"
+    assert not sound(b"data: [DONE]\n\n")
+    assert not sound(good.replace(b"data: [DONE]", b'data: {"choices": [{\n\ndata: [DONE]'))
+    halves = b'data: {"choices":[{"index":0,"finish_reason":"stop"}\n\ndata: {"index":0}]}\n\ndata: [DONE]\n\n'
+    assert not sound(halves), "two broken events are not one"
+    other = {**HEAD, "choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": None}]}
+    assert not sound(stream(other, *deltas({"content": "a"}))), "one of two has no end"
 
 
 def test_comments_are_not_kept() -> None:
@@ -182,3 +194,6 @@ def test_a_field_given_twice_makes_a_body_like_no_other(doubled: str) -> None:
 def test_what_is_deterministic(body: str, answer: bool) -> None:
     fields = fields_of(body.encode())
     assert fields is not None and deterministic(fields) is answer
+    assert perhaps_deterministic(body.encode()) or not answer
+    nested = body.replace('{"', '{"tools":[{"temperature" : 1}],"', 1)
+    assert perhaps_deterministic(nested.encode()) or not answer

@@ -18,7 +18,7 @@ from hx_gateway.dataplane.batch import Batch
 from hx_gateway.dataplane.flight import Flight, Flights, wanted
 from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.fleet.registry import Target
-from hx_gateway.openai.canon import deterministic, fields_of, key_of
+from hx_gateway.openai.canon import deterministic, fields_of, key_of, perhaps_deterministic
 from hx_gateway.openai.replay import Recording, sound, without_comments
 from hx_gateway.openai.requests import Facts, StreamOptions, asking_usage
 
@@ -48,12 +48,13 @@ class Caching:
         settings: The section ``cache`` of the configuration.
     """
 
-    __slots__ = ("_flights", "_marks", "_settings", "_shelf")
+    __slots__ = ("_flights", "_marks", "_settings", "_shared", "_shelf")
 
     def __init__(self, shelf: Shelf, flights: Flights, settings: Any) -> None:
         self._shelf = shelf
         self._flights = flights
         self._settings = settings
+        self._shared = settings.scope == "shared"
         self._marks: dict[Target, bytes] = {}
 
     def __call__(self, exchange: Exchange) -> Answer | Awaitable[Answer]:
@@ -69,7 +70,7 @@ class Caching:
                 batch = Batch.read(exchange, fields, self._prefix(exchange)) if fields is not None else None
                 if batch is not None:
                     return self._batch(exchange, batch, wish == REFRESH)
-        elif wish != OFF and (wish is not None or settings.sampled or b'"temperature"' in exchange.body):
+        elif wish != OFF and (wish is not None or settings.sampled or perhaps_deterministic(exchange.body)):
             fields = fields_of(exchange.body)
             if fields is not None and (wish is not None or settings.sampled or deterministic(fields)):
                 return self._completion(exchange, key_of(self._prefix(exchange), fields, exchange.body), wish == REFRESH)
@@ -85,8 +86,8 @@ class Caching:
                 self._marks.clear()
             mark = self._marks[target] = mark_of(target)
         identity = exchange.identity
-        who = "" if identity is None or self._settings.scope == "shared" else identity.id or f":{identity.name}"
-        return b"%b\0%b\0%b" % (mark, f"{exchange.route.name}\0{exchange.asked}\0{who}".encode("utf-8", "replace"), b"")
+        who = "" if identity is None or self._shared else identity.id or f":{identity.name}"
+        return mark + f"{exchange.route.name}\0{exchange.asked}\0{who}".encode("utf-8", "replace")
 
     # Completions
 
