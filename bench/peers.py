@@ -45,8 +45,9 @@ def peers(names: list[str], folder: Path) -> dict[str, Peer]:
     """The peers asked for that can run on this machine."""
     found: dict[str, Peer] = {}
     for name in names:
-        if name == "gateway":
-            found[name] = Peer(8100, [sys.executable, "-m", "hx_gateway", "serve", str(HERE / "gateway.yaml")])
+        if name in ("gateway", "gateway-cache"):
+            settings = HERE / ("gateway.yaml" if name == "gateway" else "cache.yaml")
+            found[name] = Peer(8100, [sys.executable, "-m", "hx_gateway", "serve", str(settings)])
         elif name == "nginx" and shutil.which("nginx"):
             found[name] = Peer(8001, _nginx(folder))
         elif name == "haproxy" and shutil.which("haproxy"):
