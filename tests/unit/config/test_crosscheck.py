@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hx_gateway.access.snapshot import Snapshot, StoredKey, write
 from hx_gateway.config.addresses import header_fault, host_fault, is_loopback, url_fault
 from hx_gateway.config.load import ConfigError, Problem, load_text
 from hx_gateway.config.weak_keys import PUBLIC_KEYS
@@ -238,3 +239,17 @@ def test_hosts_and_headers() -> None:
     assert not is_loopback("not an address")
     assert [header_fault(name) for name in ("x-a", "Authorization")] == ["", ""]
     assert all(header_fault(name) for name in ("", "a b", "a:", "Content-Length", "é"))
+
+
+def test_keys_of_the_store_open_the_door_as_well(tmp_path: Path) -> None:
+    text = f"service: {{host: 0.0.0.0}}\nstorage: {{state_directory: {tmp_path}}}\n"
+    assert "no key is configured; set keys.master_key" in levels(text)["blocker"][0].message
+    with_store = text.replace("storage: {", "storage: {database_url: 'sqlite:////nowhere/own.db', ")
+    assert levels(with_store)["blocker"] == []
+    assert any("only keys of the store are let in" in message for _, message in warnings(with_store))
+    write(tmp_path, Snapshot("here", 1, ()))
+    assert len(levels(text)["blocker"]) == 1
+    write(tmp_path, Snapshot("here", 2, (StoredKey(id="1", name="app", hash=b"\0" * 32, hint="hx-abcde"),)))
+    assert levels(text)["blocker"] == [] and warnings(text) == []
+    (tmp_path / "keys.json").write_bytes(b"{")
+    assert len(levels(text)["blocker"]) == 1
