@@ -33,6 +33,7 @@ _HEADERS = """
 | `authorization`, `x-api-key`, `api-key` | The key; it never goes upstream. |
 | `x-hx-model-group` | Model, alias or group, where the body names no model. |
 | `x-hx-timeout-ms` | The client's own total deadline in milliseconds. |
+| `x-hx-cache` | With `cache.enabled`: `off` leaves the cache out, `on` opts in at any temperature, `refresh` asks again and keeps the new answer. |
 | `x-request-id` | Sent back and upstream where it is a plain token of at most 128 characters; else the gateway makes one. |
 | `x-openwebui-user-id` | The end user, for the ledger; believed from keys in `ledger.end_user_keys` only, and passed on (`ledger.end_user_header`). |
 | `traceparent`, `tracestate` | Passed on. |
@@ -46,6 +47,9 @@ _HEADERS = """
 | `x-hx-model-group` | The group that was asked. |
 | `x-hx-endpoint` | The endpoint that answered, unless the key hides it. |
 | `x-hx-attempts` | Attempts it took, when more than one. |
+| `x-hx-cache` | With `cache.enabled`: `miss`, `hit`, `shared` with an identical request under way, or `off`. |
+| `age` | Of a hit: seconds since the answer was made. |
+| `x-hx-cache-items` | Of a batch of embeddings: how many items were known, of how many. |
 | `x-hx-params-dropped` | Fields of the request that the engine cannot honour and that were left out. |
 | `x-ratelimit-limit-requests`, `x-ratelimit-remaining-requests`, `x-ratelimit-reset-requests`; the same with `-tokens` | What a limited key may use, has left, and when all of it is there again. |
 | `retry-after`, `retry-after-ms` | When trying again makes sense. |
