@@ -22,6 +22,7 @@ COMMANDS = (
     ("keys", "hx_gateway.cli.keys:group", "Make, list, rotate, limit and revoke API keys."),
     ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
     ("migrate", "hx_gateway.cli.migrate:migrate", "Move everything from one database into another."),
+    ("rag", "hx_gateway.cli.rag:group", "Bring documents to a running gateway, search and remove them."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )
