@@ -239,8 +239,8 @@ async def move(source: Store, target: Store, told: Callable[[str, int], None] = 
                 await _part(target, sizes)
             there = await _sizes(target, plan)
             for day in sorted(sizes.keys() | there.keys()):
-                if plan.table is USAGE and there.get(day) not in (None, sizes.get(day)) and day > min(sizes, default=-1):
-                    await _refuse_strangers(source, target, plan, day)
+                if plan.table is USAGE and there.get(day) not in (None, sizes.get(day)):
+                    await _refuse_strangers(source, target, day)
                 read, back, copied = await _slice_moved(source, target, plan, day, sizes.get(day) == there.get(day))
                 moved.copied += copied
                 moved.source, moved.target = moved.source.add(read), moved.target.add(back)
@@ -266,19 +266,21 @@ async def _slice_moved(source: Store, target: Store, plan: _Plan, day: int, same
         if read == back:
             break
         if same and plan.table is USAGE:
-            await _refuse_strangers(source, target, plan, day)
+            await _refuse_strangers(source, target, day)
         same = False
     return read, back, copied
 
 
-async def _refuse_strangers(source: Store, target: Store, plan: _Plan, day: int) -> None:
-    """Refuse to write a day anew that has rows which the source has not; those of the source's first day may be past their time there."""
-    ids = select(USAGE.c.id).where(*_slice(plan, day))
-    async with source.reading() as old, target.reading() as new:
-        # The target first: what comes into the source meanwhile is no stranger.
-        there = set((await new.execute(ids)).scalars())
-        if strange := there - set((await old.execute(ids)).scalars()):
-            raise Refused(f"the target has {len(strange)} requests of its own, a gateway has used it: move into an empty database")
+async def _refuse_strangers(source: Store, target: Store, day: int) -> None:
+    """Refuse to write a day of usage anew that has rows which the source has not, but for those that are past their time there."""
+    rows = select(USAGE.c.id, USAGE.c.at_ms).where(USAGE.c.at_ms >= day, USAGE.c.at_ms < day + _DAY_MS)
+    async with target.reading() as connection:  # first: what comes into the source meanwhile is no stranger
+        there = {row.id: row.at_ms for row in await connection.execute(rows)}
+    async with source.reading() as connection:
+        oldest_ms = await connection.scalar(select(func.min(USAGE.c.at_ms)))
+        known = set((await connection.execute(rows.with_only_columns(USAGE.c.id))).scalars())
+    if strange := sum(id not in known and (oldest_ms is None or at_ms >= oldest_ms) for id, at_ms in there.items()):
+        raise Refused(f"the target has {strange} requests of its own, a gateway has used it: move into an empty database")
 
 
 async def _sizes(store: Store, plan: _Plan) -> dict[int, int]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
 _INDEXED = ("key", "endpoint", "outcome", "model")  # likely to leave least first
-_SCAN = 20_000  # rows looked at by one statement of a page
+_SCAN = 5000  # rows looked at by one statement of a page
 _BUDGET_S = 0.15  # after which a page is returned as it is
 _NEAR_MS, _FAR_MS = 2_000, 900_000  # a clock may be set while a request runs
 _ROW_ONLY = ("user", "status", "stream", "min_ms")
