@@ -6,6 +6,7 @@ import math
 from hashlib import blake2b
 from typing import Any
 
+from hx_gateway.access.lease import Lease
 from hx_gateway.access.table import State, Table
 from hx_gateway.core.context import KeyLimits
 
@@ -70,12 +71,16 @@ class Account:
         scope: ``key`` or ``gateway``.
         ahead_s, tokens_ahead_s: How far the two rates were used, in seconds, at the last decision.
         completion, answer_s: Mean length of its answers, in tokens and seconds.
+        decided_s: When the shared slot was last asked.
+        counted: 1 where its requests at once are limited.
+        free: What every request holds, where nothing is to be given back.
         remote: What `access.shared` knows of it.
     """
 
     __slots__ = (
-        "ahead_s", "answer_s", "burst_s", "completion", "debts", "dirty", "fixed", "id", "index", "interval_s", "key", "limits", "lines", "max_concurrent",
-        "name", "remote", "rolls", "scope", "settles", "state", "stuck_s", "table", "token_s", "tokens_ahead_s", "under_way",
+        "ahead_s", "answer_s", "burst_s", "completion", "counted", "debts", "decided_s", "dirty", "fixed", "free", "id", "index", "interval_s", "key", "lease",
+        "limits", "lines", "max_concurrent", "name", "remote", "rolls", "scope", "settles", "state", "stuck_s", "table", "token_s", "tokens_ahead_s",
+        "under_way",
     )  # fmt: skip
 
     def __init__(self, id: str, name: str, limits: KeyLimits, fixed: int = -1) -> None:
@@ -87,8 +92,9 @@ class Account:
         self.fixed = fixed
         self.scope = "key" if fixed < 0 else "gateway"
         self.index = -1
-        self.stuck_s = 0.0
+        self.stuck_s = self.decided_s = 0.0
         self.debts = Debts()
+        self.lease = Lease()
         self.dirty = False
         self.remote: Any = None
         self.ahead_s = self.tokens_ahead_s = 0.0
@@ -107,9 +113,12 @@ class Account:
         self.burst_s = burst * self.interval_s
         self.token_s = MINUTE_S / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
         self.max_concurrent = limits.max_concurrent
+        self.counted = int(self.max_concurrent > 0)
+        self.lease.until_s = 0.0
         self.rolls = bool(limits.day_tokens or limits.month_tokens or limits.day_cost or limits.month_cost)
         self.settles = bool(self.token_s or self.rolls)
         self.under_way = self.settles or self.max_concurrent > 0
+        self.free = None if self.under_way else Hold(self, 0, 0)
         self.lines = b""
         if rate:
             self.lines += _LINES % (b"requests", burst, b"requests", b"requests")
@@ -118,14 +127,41 @@ class Account:
 
     def header_lines(self) -> bytes:
         """Header lines with the limits, and what was left of them at the last decision."""
-        words: tuple[int | bytes, ...] = ()
-        if self.interval_s:
+        interval_s, token_s = self.interval_s, self.token_s
+        if interval_s:
             ahead_s = self.ahead_s
-            words = (max(0, int((self.burst_s - ahead_s) / self.interval_s + 1e-6)), span(ahead_s))
+            left = int((self.burst_s - ahead_s) / interval_s + 1e-6)
+            if not token_s:
+                return self.lines % (left if left > 0 else 0, span(ahead_s))
+            left_tokens = int((MINUTE_S - self.tokens_ahead_s) / token_s + 1e-6)
+            return self.lines % (left if left > 0 else 0, span(ahead_s), left_tokens if left_tokens > 0 else 0, span(self.tokens_ahead_s))
+        if token_s:
+            return self.lines % (max(0, int((MINUTE_S - self.tokens_ahead_s) / token_s + 1e-6)), span(self.tokens_ahead_s))
+        return b""
+
+    def affordable(self, table: Table, state: State, wanted: tuple[int, int], taken: tuple[int, int], part: int) -> tuple[int, int]:
+        """Tokens and money that may be reserved ahead, of what is wanted.
+
+        Args:
+            table: Where the account's slot is.
+            state: The slot's state.
+            wanted: Tokens and money.
+            taken: The same of the request that was let pass last and does not stand in the slot yet.
+            part: What part of a limit may be reserved ahead; of what is left, half of each process's share.
+        """
+        limits, halves = self.limits, 2 * table.processes()
+        tokens, cost = wanted
         if self.token_s:
-            ahead_s = self.tokens_ahead_s
-            words += (max(0, int((MINUTE_S - ahead_s) / self.token_s + 1e-6)), span(ahead_s))
-        return self.lines % words if words else b""
+            tokens = min(tokens, limits.tokens_per_minute // part, int((MINUTE_S - self.tokens_ahead_s) / self.token_s) // halves)
+        if self.rolls:
+            held, held_cost = table.reserved(self.index)
+            for most, used in ((limits.day_tokens, state.day_tokens), (limits.month_tokens, state.month_tokens)):
+                if most:
+                    tokens = min(tokens, most // part, (most - used - held - taken[0]) // halves)
+            for price, spent in ((limits.day_cost, state.day_cost), (limits.month_cost, state.month_cost)):
+                if price:
+                    cost = min(cost, int(price * NANO) // part, (int(price * NANO) - spent - held_cost - taken[1]) // halves)
+        return tokens, cost
 
     def learn(self, completion: int, took_s: float) -> None:
         """Remember how long an answer was.
@@ -149,13 +185,14 @@ class Hold:
         share: By how many gateways the limits were divided when it was decided.
     """
 
-    __slots__ = ("account", "cost", "place", "share", "tokens")
+    __slots__ = ("account", "cost", "counted", "place", "share", "tokens")
 
     def __init__(self, account: Account, tokens: int, cost: int, share: int = 1) -> None:
         self.account = account
         self.tokens = tokens
         self.cost = cost
         self.share = share
+        self.counted = account.counted
         self.place: Hold | None = None  # of the gateway's own account, beside that of a key
 
 

@@ -16,6 +16,7 @@ from hx_gateway.core.context import KeyLimits
 _DAY_S = 86400
 _STUCK_S = 0.05  # a slot whose lock was not to be had is not waited for again so soon
 _SETTLE_S = 0.05  # true figures are written with the next decision, and at the latest after this
+_CLOSING_S = 0.5  # for the locks of what is due at the end
 _SLACK_S = 1e-9  # rounding must not refuse what is just allowed
 _SOONEST_S = 0.05  # nobody is asked to come back sooner where the moment is a guess
 _log = logging.getLogger(__name__)
@@ -62,8 +63,11 @@ class Limiter:
             return
 
     def close(self) -> None:
-        """Write what is due and give the table back."""
+        """Write what is due and give the table back; waits for locks, but not for ever."""
+        give_up_s = time.monotonic() + _CLOSING_S
         self.settle_due()
+        while self._due and time.monotonic() < give_up_s:
+            self.settle_due()
         for account in self.accounts.values():
             if account.table is not None and account.table is not self._table:
                 account.table.close()
@@ -111,8 +115,22 @@ class Limiter:
             cost: Money it may need, in `NANO`.
             share: How many gateways divide the limits; what is taken counts so many times.
         """
+        lease = account.lease
+        if now_s < lease.until_s and share == 1:
+            end_s = (lease.next_s if lease.next_s > now_s else now_s) + account.interval_s
+            if end_s <= lease.end_s + _SLACK_S and tokens <= lease.tokens and cost <= lease.cost and account.counted <= lease.places:
+                lease.next_s = end_s
+                lease.tokens -= tokens
+                lease.cost -= cost
+                lease.places -= account.counted
+                account.ahead_s = end_s + lease.gap_s - now_s
+                account.tokens_ahead_s += tokens * account.token_s
+                return account.free or Hold(account, tokens, cost)
+        return self._decide(account, now_s, tokens, cost, share)
+
+    def _decide(self, account: Account, now_s: float, tokens: int, cost: int, share: int) -> Hold | Refusal:
         table = account.table or self._place(account)
-        index, gateways = account.index, share
+        index, gateways, lease = account.index, share, account.lease
         locked = now_s >= account.stuck_s and table.acquire(index)
         if not locked:
             # Its holder was stopped or is slow: go on with what is known, as if every process did the same.
@@ -122,22 +140,32 @@ class Limiter:
         try:
             state = self._current(account, table, now_s, locked)
             if state is None:
-                return self.take(account, now_s, tokens, cost, gateways)
+                return self._decide(account, now_s, tokens, cost, gateways)
             refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
             if refusal is not None and account.under_way and table.take_back(now_s):  # perhaps from the dead
                 refusal = self._refusal(account, table, state, now_s, tokens, cost, share)
             if refusal is None and account.interval_s:
-                if locked:
-                    state.requests = now_s + account.ahead_s
+                interval_s = account.interval_s * share
+                if lease.left(now_s) >= interval_s:
+                    lease.use(now_s, interval_s)
+                elif locked:
+                    state.requests = max(state.requests, now_s) + interval_s
                     account.dirty = True
                 else:
-                    account.debts.requests_s += account.interval_s * share
+                    account.debts.requests_s += interval_s
+                    self._soon(account)
+            if locked and refusal is None and gateways == 1 and self._later is not None:
+                lease.grant(account, table, state, now_s, tokens, cost)
+                if lease:
                     self._soon(account)
             if account.dirty:
                 account.dirty = False
                 table.write(index, state)
             if refusal is None and account.under_way:
-                table.add(index, 1, tokens * gateways, cost * gateways)
+                if locked:
+                    table.add(index, account.counted + lease.places, tokens * gateways + lease.tokens, cost * gateways + lease.cost)
+                else:
+                    table.add(index, account.counted, tokens * gateways, cost * gateways)
         finally:
             if locked:
                 table.release(index)
@@ -149,10 +177,10 @@ class Limiter:
     def _refusal(self, account: Account, table: Table, state: State, now_s: float, tokens: int, cost: int, share: int) -> Refusal | None:
         limits = account.limits
         refusal = None
-        ahead_s = state.requests - now_s
-        ahead_s = ahead_s if ahead_s > 0.0 else 0.0
-        interval_s = account.interval_s * share
-        if interval_s:
+        interval_s, left_s = account.interval_s * share, account.lease.left(now_s)
+        leased = left_s >= interval_s
+        ahead_s = max(0.0, state.requests - now_s - left_s * leased)
+        if not leased:
             over_s = ahead_s + interval_s - max(account.burst_s, interval_s)
             if over_s > _SLACK_S:
                 refusal = Refusal("requests_per_second", limits.requests_per_second, over_s)
@@ -218,10 +246,12 @@ class Limiter:
     # What is written
 
     def _current(self, account: Account, table: Table, now_s: float, locked: bool) -> State | None:
-        """The account's state, of this day and month, with all debts of this process; they are paid where it is locked.
+        """The account's state, of this day and month, with all debts of this process; where it is locked they are paid, and its lease ends.
 
         Sets ``account.dirty`` where it is to be written. None where its slot has become another's: it will be looked for again.
         """
+        if locked:
+            account.lease.surrender(account, table)
         state = account.state if locked else State()  # what is not written must not be taken for what is there
         if not table.read(account.index, state):
             state.__init__(account.key)  # type: ignore[misc]
@@ -250,6 +280,8 @@ class Limiter:
                 account.debts = Debts()
                 account.dirty = True
                 table.add(account.index, 0, -debts.held_tokens, -debts.held_cost)
+        if locked and account.lease.fold(state, now_s):
+            account.dirty = True
         return state
 
     def raise_to(self, account: Account, now_s: float, figures: State) -> None:
@@ -261,6 +293,7 @@ class Limiter:
             state = self._current(account, table, now_s, True)
             if state is None:
                 return
+            account.lease.end_s = 0.0
             state.requests, state.tokens = now_s + figures.requests, now_s + figures.tokens
             if figures.day == state.day:
                 state.day_tokens, state.day_cost = figures.day_tokens, figures.day_cost
@@ -281,12 +314,13 @@ class Limiter:
         account = hold.account
         if account.under_way:
             table = account.table or self._place(account)
-            table.add(account.index, 1, hold.tokens, hold.cost)
+            table.add(account.index, hold.counted, hold.tokens, hold.cost)
 
     def mine(self, account: Account) -> tuple[int, int, int]:
         """Requests, tokens and money that this process has under way for an account."""
-        table = account.table or self._place(account)
-        return table.mine(account.index)
+        table, lease = account.table or self._place(account), account.lease
+        requests, tokens, cost = table.mine(account.index)
+        return requests - lease.places, tokens - lease.tokens, cost - lease.cost
 
     def ahead(self, account: Account, now_s: float) -> tuple[float, float]:
         """Seconds that the two rates are ahead of now."""
@@ -306,9 +340,14 @@ class Limiter:
         """
         account = hold.account
         table = account.table
-        if table is None or not account.under_way:
+        if table is None:
             return
-        table.add(account.index, -1)
+        if hold.counted:
+            lease = account.lease
+            if lease.places < lease.most:
+                lease.places += 1
+            else:
+                table.add(account.index, -1)
         if not (hold.tokens or hold.cost or tokens or cost):
             return
         share, debts = hold.share, account.debts
@@ -339,7 +378,7 @@ class Limiter:
 
     def pay(self, account: Account) -> bool:
         """Write what is due of one account; False where it must be tried again."""
-        if not account.debts:
+        if not (account.debts or account.lease):
             return True
         table, index = account.table or self._place(account), account.index
         if not table.acquire(index):
