@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from hx_gateway.core import errors
 from hx_gateway.core.errors import Failure
+from hx_gateway.rag.points import Unfit
 
 DEFAULT = "default"
 """The namespace of requests that name none."""
@@ -73,8 +74,27 @@ class Chunk(msgspec.Struct, forbid_unknown_fields=True):
     """A part of a document that is found by itself."""
 
     text: str
-    vector: Annotated[Vector | None, Meta(description="Its embedding, where it is known.")] = None
+    # Read one by one later: to read a thousand at once would hold up everybody else.
+    vector: Annotated[msgspec.Raw, Meta(description="Its embedding, a list of numbers, where it is known.")] = msgspec.field(
+        default_factory=msgspec.Raw
+    )
     metadata: Annotated[dict[str, Any] | None, Meta(description="Added to the document's.")] = None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it comes with its vector."""
+        return bytes(self.vector) not in (b"", b"null")
+
+    def numbers(self) -> list[float]:
+        """Its vector.
+
+        Raises:
+            Unfit: It is no list of numbers.
+        """
+        try:
+            return _numbers(self.vector)
+        except msgspec.DecodeError as error:
+            raise Unfit(f"should be a list of numbers ({error})", "vector") from None
 
 
 class Document(msgspec.Struct, forbid_unknown_fields=True):
@@ -106,6 +126,7 @@ class Delete(_Body):
     namespace: Annotated[Name | None, Meta(description="Whose documents; `default` without it.")] = None
 
 
+_numbers = msgspec.json.Decoder(Vector).decode
 _place = re.compile(r" - at `\$\.?([^`]*)`$")
 _unknown = re.compile(r"^Object contains unknown field `([^`]{0,80})")
 _CHOICES = {"mode": "; it is dense, sparse or hybrid", "format": "; it is text or markdown"}

@@ -205,7 +205,7 @@ def _prepared(work: _Work, document: Document, limits: Limits) -> None:
             work.texts.append(chunk.text)
             work.metadata.append({**own, **chunk.metadata} if chunk.metadata else own)
             try:
-                work.vectors.append(packed(chunk.vector) if chunk.vector is not None else b"")
+                work.vectors.append(packed(chunk.numbers()) if chunk.embedded else b"")
             except Unfit as error:
                 raise Unfit(f"{at}.chunks[{number}].vector: {error}", f"{at}.chunks[{number}].vector") from None
     try:

@@ -139,6 +139,8 @@ async def test_one_document_that_fails_fails_alone(shelves: Shelves) -> None:
         document("fine", "heat"),
         document("large", "x" * 2000),
         document("odd", "a\0b"),
+        document("words", {"text": "flow", "vector": ["one", "two"]}),
+        document("fits", {"text": "flow", "vector": [1, 0, 0, 0, 0, 0.5]}, {"text": "heat", "vector": None}),
     ]
     done = await put(shelves, Embedding(), *documents, limits=Limits(document_bytes=1000))
     told = [
@@ -155,8 +157,10 @@ async def test_one_document_that_fails_fails_alone(shelves: Shelves) -> None:
         ("fine", "stored", "", None),
         ("large", "failed", "request_too_large", "documents[7].text"),
         ("odd", "failed", "invalid_value", "documents[8].chunks[0]"),
+        ("words", "failed", "invalid_value", "documents[9].chunks[0].vector"),
+        ("fits", "stored", "", None),
     ]
-    assert (done["status"], done["stored"], done["failed"]) == ("partial", 2, 7)
+    assert (done["status"], done["stored"], done["failed"]) == ("partial", 3, 8)
 
 
 async def test_where_none_could_be_stored_the_first_failure_is_the_answer(shelves: Shelves) -> None:

@@ -87,7 +87,7 @@ async def vector_store(
 
 def _to_embed(document: Document) -> str:
     """The text of a document that has no vectors yet."""
-    return document.text or "".join(part if isinstance(part, str) else part.text * (part.vector is None) for part in document.chunks or ())
+    return document.text or "".join(part if isinstance(part, str) else part.text * (not part.embedded) for part in document.chunks or ())
 
 
 async def _served(
