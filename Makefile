@@ -6,6 +6,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PORT   ?= 8000
+# Several test files at a time, in the order of testpaths.
+TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test unit check fix bench docs constraints clean
@@ -26,7 +28,7 @@ demo: $(STAMP) ## the gateway with three small local models on port PORT (8000),
 	@$(BIN)/hx-gateway demo --port $(PORT)
 
 test: $(STAMP) ## every test that needs this machine only: unit, architecture, integration, e2e, faults
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TOGETHER)
 
 unit: $(STAMP) ## unit tests alone: seconds
 	@$(BIN)/python -m pytest tests/unit
