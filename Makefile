@@ -10,10 +10,10 @@ PORT   ?= 8000
 TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit check fix bench docs constraints clean
+.PHONY: help venv demo test unit check fix bench bench-rag docs constraints clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## make .venv and install the gateway with everything for development
 
@@ -45,6 +45,9 @@ fix: $(STAMP) ## mend what ruff can mend
 
 bench: $(STAMP) ## measure what the gateway costs per request on this machine
 	@$(BIN)/python -m bench
+
+bench-rag: $(STAMP) ## measure how well documents are found, on the Cranfield collection
+	@$(BIN)/python -m bench.rag
 
 docs: $(STAMP) ## write the generated reference pages again
 	@$(BIN)/hx-gateway docs --write

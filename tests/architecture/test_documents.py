@@ -78,11 +78,11 @@ def test_there_are_examples() -> None:
 
 
 def test_every_command_of_the_documents_exists() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     commands = {name for name, _, _ in COMMANDS}
     for path in DOCUMENTS:
         content = path.read_text(encoding="utf-8")
-        for target in re.findall(r"(?:^|`)make ([a-z]+)", content, re.MULTILINE):
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", content, re.MULTILINE):
             assert target in targets, f"{shown(path)}: there is no make {target}"
         for command in re.findall(r"(?:^|[`/])hx-gateway ([a-z]+)", content, re.MULTILINE):
             assert command in commands, f"{shown(path)}: there is no hx-gateway {command}"
