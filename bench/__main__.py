@@ -164,7 +164,15 @@ def main() -> None:
     asked.add_argument("--cores", default="0,1", help="core of the proxy, core of load and upstream")
     asked.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "hx-bench", help="for programs, peers and logs")
     asked.add_argument("--soak", type=int, default=0, metavar="REQUESTS", help="instead: memory of the gateway over so many requests")
+    asked.add_argument(
+        "--analytics", type=int, default=0, metavar="ROWS", help="instead: reports over so many rows on Postgres, a tenth on SQLite"
+    )
     options = asked.parse_args()
+    if options.analytics:
+        from bench.analytics import analytics  # needs the gateway itself
+
+        analytics(options.analytics)
+        return
     options.folder.mkdir(parents=True, exist_ok=True)
     built(options.folder)
     cores = options.cores.split(",")
@@ -177,4 +185,5 @@ def main() -> None:
             compare(options.folder, chosen, options.workloads.split(","), options.rounds, options.seconds, cores)
 
 
-main()
+if __name__ == "__main__":
+    main()
