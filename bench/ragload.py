@@ -99,25 +99,28 @@ def main() -> None:
     parser.add_argument("--rest", type=float, default=30.0, metavar="SECONDS", help="wait after the ingest, for the index")
     options = parser.parse_args()
     print(f"load of the machine before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    with tempfile.TemporaryDirectory() as state, scripted("openai", models=("tiny:1b",)) as backend:
-        with GatewayProcess(_CONFIG.format(url=backend.url, state=state)) as gateway:
-            print(f"{options.points} points ingested at {ingested(gateway, options.points, options.batch):.0f}/s over HTTP", flush=True)
-            time.sleep(options.rest)
-            until_s = time.perf_counter() + 10
-            told("chats alone", chats(gateway, 50, lambda: time.perf_counter() > until_s))
-            beside: list[float] = []
-            ended = threading.Event()
-            thread = threading.Thread(target=lambda: beside.extend(chats(gateway, 50, ended.is_set)))
-            thread.start()
-            caller = Caller(gateway)
-            try:
-                for name, more in (("plain", {}), ("filtered", {"filter": {"must": [{"key": "colour", "match": {"value": "c3"}}]}})):
-                    taken = [caller.ask("/v1/rag/search", {"vector": vector(), "limit": 10, **more})[1] for _ in range(options.searches)]
-                    told(f"searches, {name}, chats beside", taken)
-            finally:
-                ended.set()
-                thread.join()
-            told("chats, searches beside", beside)
+    with (
+        tempfile.TemporaryDirectory() as state,
+        scripted("openai", models=("tiny:1b",)) as backend,
+        GatewayProcess(_CONFIG.format(url=backend.url, state=state)) as gateway,
+    ):
+        print(f"{options.points} points ingested at {ingested(gateway, options.points, options.batch):.0f}/s over HTTP", flush=True)
+        time.sleep(options.rest)
+        until_s = time.perf_counter() + 10
+        told("chats alone", chats(gateway, 50, lambda: time.perf_counter() > until_s))
+        beside: list[float] = []
+        ended = threading.Event()
+        thread = threading.Thread(target=lambda: beside.extend(chats(gateway, 50, ended.is_set)))
+        thread.start()
+        caller = Caller(gateway)
+        try:
+            for name, more in (("plain", {}), ("filtered", {"filter": {"must": [{"key": "colour", "match": {"value": "c3"}}]}})):
+                taken = [caller.ask("/v1/rag/search", {"vector": vector(), "limit": 10, **more})[1] for _ in range(options.searches)]
+                told(f"searches, {name}, chats beside", taken)
+        finally:
+            ended.set()
+            thread.join()
+        told("chats, searches beside", beside)
 
 
 if __name__ == "__main__":
