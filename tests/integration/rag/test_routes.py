@@ -200,6 +200,12 @@ def test_calls_are_recorded_and_what_they_embed_by_itself(house: House) -> None:
     assert (wrong.route, wrong.status, wrong.outcome) == ("rag", 400, "invalid_value")
 
 
+def test_another_method_is_refused_here_and_not_forwarded(house: House) -> None:
+    for method, path, allowed in (("GET", "search", "POST"), ("PUT", "upsert", "POST"), ("POST", "collections", "GET, HEAD")):
+        status, answer, headers = house.ask(method, f"/v1/rag/{path}", {} if method != "GET" else None)
+        assert (status, answer["error"]["code"], headers["allow"]) == (405, "method_not_allowed", allowed)
+
+
 def test_openai_s_words_for_a_search(house: House) -> None:
     document = {"id": "manual", "text": "heat of a jet", "metadata": {"filename": "manual.md", "year": 1960}}
     assert house.ask("POST", "/v1/rag/upsert", {"documents": [document], "namespace": "vs"})[0] == 200

@@ -16,6 +16,7 @@ from hx_gateway.core.errors import Failure
 
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _NOT_DELETED = "models are part of the configuration; take this one out of the file and reload. Nothing was deleted"
+_DOCUMENTS = {"rag/search": "POST", "rag/upsert": "POST", "rag/delete": "POST", "rag/collections": "GET, HEAD"}
 _HOT = {prefix + route.path + end: route for route in HOT_ROUTES for prefix in ("/v1", "") for end in ("", "/")}
 
 
@@ -31,6 +32,8 @@ async def forward(request: Request) -> Response:
     path: str = request.path_params["path"]
     if path == "models" or path.startswith("models/"):
         return method_refused(request, "GET, HEAD", _NOT_DELETED if request.method == "DELETE" else "")
+    if path in _DOCUMENTS:
+        return method_refused(request, _DOCUMENTS[path])
     if gateway_of(request).registry.forward_to is None:
         identify(request)  # what exists is told to those only who may call
         raise Failure(
