@@ -49,6 +49,7 @@ NAMES: tuple[tuple[str, Path], ...] = (
     ("DATABASE_URL", ("storage", "database_url")),
     ("REDIS_URL", ("storage", "redis_url")),
     ("QDRANT_URL", ("storage", "qdrant_url")),
+    ("QDRANT_API_KEY", ("storage", "qdrant_api_key")),
     ("QDRANT_COLLECTION", ("storage", "qdrant_collection")),
 )
 

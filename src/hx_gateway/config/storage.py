@@ -44,6 +44,12 @@ def _redis(url: Secret | None) -> Secret | None:
     return url
 
 
+def _qdrant(url: Secret | None) -> Secret | None:
+    if url is not None and not url.reveal().startswith(("http://", "https://")):
+        raise ValueError("should start with http:// or https://")
+    return url
+
+
 class StorageSettings(Settings):
     """What is kept, and the stores that are used when they are there."""
 
@@ -64,7 +70,10 @@ class StorageSettings(Settings):
         default=0.02,
         description="Seconds a request waits for Redis at most; the first answer that is late makes the gateway go on without it.",
     )
-    qdrant_url: Secret | None = Field(default=None, description="Qdrant URL for vectors; none keeps them in the state directory (rag.store).")
+    qdrant_url: Annotated[Secret | None, AfterValidator(_qdrant)] = Field(
+        default=None, description="Qdrant URL (http:// or https://) for vectors; none keeps them in the state directory (rag.store)."
+    )
+    qdrant_api_key: Secret | None = Field(default=None, description="API key of that Qdrant.")
     qdrant_collection: str | None = Field(
         default=None, min_length=1, description="Collection of documents where a request names none, in any store; none means `documents`."
     )

@@ -59,6 +59,7 @@ FIXED = {
     "DATABASE_URL": ("sqlite:///x.db", "sqlite:///x.db"),
     "REDIS_URL": ("redis://cache:6379", "redis://cache:6379"),
     "QDRANT_URL": ("http://vec:6333", "http://vec:6333"),
+    "QDRANT_API_KEY": ("q-key", "q-key"),
     "QDRANT_COLLECTION": ("docs", "docs"),
 }
 

@@ -112,7 +112,7 @@ gateway: {default_upstream: {url: "http://up:1", api_key: "%s"}}
 models: {m: {endpoint: e, api_key: "%s"}}
 endpoints: {e: {url: "http://e:1", api_key: "%s", headers: {authorization: "%s"}}}
 keys: {master_key: "%s", api_keys: [{name: a, key: "%s"}]}
-storage: {database_url: "postgres://sql/%s", redis_url: "redis://%s", qdrant_url: "%s"}
+storage: {database_url: "postgres://sql/%s", redis_url: "redis://%s", qdrant_url: "http://q/%s", qdrant_api_key: "%s"}
 litellm: {master_key: "%s"}
 embeddings: {auth_header: "%s"}
 """
@@ -135,7 +135,7 @@ def test_no_secret_of_a_whole_configuration_is_shown() -> None:
     assert [secret.reveal() for secret in revealed if secret] == ["tell-nobody-05", "tell-nobody-04"]
     # Each of them is written out, and the file's owner is told so.
     assert (
-        len([warning for warning in loaded.warnings if "move it to env:NAME" in warning.message]) == count - 3
+        len([warning for warning in loaded.warnings if "move it to env:NAME" in warning.message]) == count - 4
     )  # plain store URLs are no secret
 
 

@@ -43,10 +43,14 @@ async def opened(config: GatewayConfig, folder: Path | None) -> VectorStore:
     if name == "qdrant":
         if storage.qdrant_url is None:
             raise Unavailable("rag.store is qdrant, but storage.qdrant_url is not set")
-        raise Unavailable("this release has no adapter for Qdrant")
+        from hx_gateway.stores.vectors.qdrant import QdrantStore
+
+        return QdrantStore(storage.qdrant_url.reveal(), storage.qdrant_api_key.reveal() if storage.qdrant_api_key is not None else "")
     if folder is None and storage.database_url is None:
         raise Unavailable("rag.store is postgres, but storage.database_url is not set")
     url = database_url(storage, folder or Path())
     if not url.startswith("postgresql"):
         raise Unavailable("rag.store is postgres, but storage.database_url is not Postgres")
-    raise Unavailable("this release has no adapter for Postgres")
+    from hx_gateway.stores.vectors.pgvector import PostgresStore
+
+    return PostgresStore(url)

@@ -154,7 +154,7 @@ class Shard:
     def namespaces(self) -> dict[str, int]:
         """As `VectorStore.namespaces`."""
         answer = self._engine.facet(engine.FacetRequest(key="namespace", limit=1_000_000, exact=True))
-        return {str(hit.value.value if hasattr(hit.value, "value") else hit.value): hit.count for hit in answer.hits}
+        return {str(hit.value.value if hasattr(hit.value, "value") else hit.value): hit.count for hit in answer.hits if hit.count}
 
     def scroll(self, after: str, limit: int) -> list[Point]:
         """As `VectorStore.scroll`."""
@@ -280,7 +280,22 @@ def _entered(point: Point) -> Any:
     vectors: dict[str, Any] = {DENSE: unpacked(point.vector)}
     if point.sparse is not None:
         vectors[SPARSE] = engine.SparseVector(point.sparse.indices, point.sparse.values)
-    return engine.Point(point.id, vectors, payload(point))
+    kept = payload(point)
+    if flags := _flags(point.metadata):
+        kept["flags"] = flags
+    return engine.Point(point.id, vectors, kept)
+
+
+def _flags(value: Any) -> Any:
+    """The truth values of metadata as texts, at their places; what has none is left out.
+
+    The engine's Python face takes True in a condition for 1, so that it finds them only so.
+    """
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: flags for key, inner in value.items() if (flags := _flags(inner))}
+    return [flags for inner in value if (flags := _flags(inner))] if isinstance(value, list) else None
 
 
 def _read(record: Any) -> Point:
@@ -322,4 +337,7 @@ def _condition(condition: Match | Range | Filter) -> Any:
     if isinstance(condition, Range):
         return engine.FieldCondition(key=key, range=engine.RangeFloat(**condition.bounds))
     values: list[Any] = list(condition.values)
+    if isinstance(values[0], bool):
+        key = key.replace("metadata", "flags", 1)
+        values = [str(value) for value in values]
     return engine.FieldCondition(key=key, match=engine.MatchValue(values[0]) if len(values) == 1 else engine.MatchAny(values))
