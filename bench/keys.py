@@ -1,0 +1,108 @@
+"""`python -m bench.keys`: what limits, journal and metrics add to a bare key check, in µs of the CPU for one chat.
+
+Gateways that differ in nothing else stand side by side on one core and are asked in turns, a short round each; the medians of the
+differences count, and only the process that serves. Metrics cannot be switched off: what they take is measured by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from unittest.mock import patch
+
+from bench.__main__ import UPSTREAM_PORTS, WORKLOADS, built, started, up
+from bench.peers import HERE, KEY
+from bench.processes import cpu_s
+from hx_gateway.core.context import CHAT, Exchange, Identity
+from hx_gateway.telemetry.metrics import Metrics
+from hx_gateway.testing.factories import DeafClient
+
+VARIANTS = {
+    "bare key": ("gateway.yaml", 8101, {"HX__LEDGER__ENABLED": "false"}),
+    "with the journal": ("gateway.yaml", 8102, {}),
+    "with limits": ("keys.yaml", 8103, {"HX__LEDGER__ENABLED": "false"}),
+    "with both": ("keys.yaml", 8104, {}),
+}
+
+
+def round_us(folder: Path, pid: int, port: int, seconds: float, core: str) -> float:
+    """Microseconds of the serving process for one chat."""
+    generator = ["taskset", "-c", core, str(folder / "loadgen"), "-p", str(port), "-d", str(seconds), "-u", "0.5", "-k", KEY]
+    with subprocess.Popen([*generator, *WORKLOADS["chat"][0]], stdout=subprocess.PIPE, text=True) as load:
+        time.sleep(0.5)
+        before_s = cpu_s([pid])
+        time.sleep(seconds)
+        used_s = cpu_s([pid]) - before_s
+        figures = json.loads(load.communicate()[0])
+    if figures["bad"] or figures["non200"] or figures["connerr"]:
+        print("a round with failures:", figures)
+    return 1e6 * used_s / max(1, figures["ok"])
+
+
+def metrics_us(rounds: int = 9, count: int = 20_000) -> float:
+    """Microseconds of the metrics for one chat."""
+    metrics = Metrics()
+    exchange = Exchange("01", CHAT, b"POST", b"/", {}, [], b"", DeafClient(), time.monotonic())
+    exchange.identity = Identity("bench")
+    exchange.deployment = SimpleNamespace(model="mock", endpoint=SimpleNamespace(name="mock-1"))
+    exchange.candidates = SimpleNamespace(name="mock")
+    exchange.attempts, exchange.status, exchange.prompt_tokens, exchange.completion_tokens = 1, 200, 120, 100
+    exchange.call_s = exchange.first_byte_s = exchange.received_s
+    found = []
+    for _ in range(rounds):
+        before_s = time.process_time()
+        for _ in range(count):
+            metrics.attempted(exchange, None)
+            metrics.finished(exchange)
+        found.append((time.process_time() - before_s) / count * 1e6)
+    return min(found)
+
+
+def main() -> None:
+    """Read the command line, measure and print."""
+    asked = argparse.ArgumentParser(prog="python -m bench.keys", description=__doc__)
+    asked.add_argument("--rounds", type=int, default=11)
+    asked.add_argument("--seconds", type=float, default=2.0)
+    asked.add_argument("--cores", default="0,1", help="core of the gateways, core of load and upstream")
+    asked.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "hx-bench", help="for programs and logs")
+    options = asked.parse_args()
+    folder: Path = options.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    built(folder)
+    core, other = options.cores.split(",")
+    seen: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    with ExitStack() as stack:
+        stack.enter_context(started([str(folder / "mock"), *UPSTREAM_PORTS], other, folder / "mock.log"))
+        states = stack.enter_context(tempfile.TemporaryDirectory())
+        pids = {}
+        for name, (settings, port, more) in VARIANTS.items():
+            own = {**more, "HX__SERVICE__PORT": str(port), "XDG_STATE_HOME": f"{states}/{port}"}
+            with patch.dict(os.environ, own):
+                command = [sys.executable, "-m", "hx_gateway", "serve", str(HERE / settings)]
+                pids[name] = stack.enter_context(started(command, core, folder / f"keys-{port}.log"))
+            if not up(port):
+                sys.exit(f"the gateway {name} did not come up, see {folder}/keys-{port}.log")
+        for turn in range(options.rounds):
+            for name, (_, port, _) in VARIANTS.items():
+                seen[name].append(round_us(folder, pids[name], port, options.seconds, other))
+            print(f"round {turn + 1}: " + ", ".join(f"{name} {found[-1]:.1f}" for name, found in seen.items()), flush=True)
+    bare, metrics = seen["bare key"], metrics_us()
+    print()
+    for name, found in seen.items():
+        over = median(one - first for one, first in zip(found, bare, strict=True))
+        print(f"{name:18} {median(found):6.1f} us CPU a chat, {over:+5.1f} over the bare key, as the median of {options.rounds} rounds")
+    total = median(one - first for one, first in zip(seen["with both"], bare, strict=True)) + metrics
+    print(f"metrics, part of all of these: {metrics:.1f} us. Limits, journal and metrics over a bare key check: {total:.1f} us")
+
+
+if __name__ == "__main__":
+    main()
