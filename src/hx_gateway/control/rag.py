@@ -13,7 +13,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core import errors
 from hx_gateway.core.context import EMBEDDINGS, FORWARD, Exchange, Route
 from hx_gateway.core.errors import Failure, Unavailable
-from hx_gateway.dataplane.metering import prompt_tokens, used
+from hx_gateway.dataplane.metering import Spent, prompt_tokens, used
 from hx_gateway.health.summary import deployment_usable
 from hx_gateway.rag.points import Unfit, packed
 from hx_gateway.rag.service import Embedded
@@ -135,7 +135,8 @@ class Caller:
         self.identity = whole.identity
         self.model = embedding_model(gateway.config, gateway.registry) or ""
         self.tokens: dict[str, int] = {}
-        self._used_tokens = self._used_cost = 0
+        # Charged at its end, however that comes. The record of the whole has no tokens, since each part has a record of its own.
+        whole.facts = self._spent = Spent()
 
     async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
         """Embed texts.
@@ -212,22 +213,11 @@ class Caller:
         hold = whole.hold
         if hold is not None and hold.account.settles:
             tokens, cost = (prompt_tokens(body), 0) if exchange.upstream else used(exchange, hold, gateway.clock.monotonic())
-            self._used_tokens += tokens
-            self._used_cost += cost
+            self._spent.tokens += tokens
+            self._spent.cost += cost
         if status != 200 or exchange.outcome is not None:
             raise _failure(exchange, status, headers, answer)
         return exchange, answer
-
-    def settle(self) -> None:
-        """Charge the key with what was done in its name; the record of the whole has no tokens, since each part has its own."""
-        hold = self._whole.hold
-        if hold is None or not (self._used_tokens or self._used_cost):
-            return
-        self._whole.hold = None
-        metering = self._gateway.backing.metering
-        if hold.place is not None:
-            metering.limiter.settle(hold.place, 0, 0)
-        metering.settle(hold, self._used_tokens, self._used_cost)
 
 
 def _failure(exchange: Exchange, status: int, headers: bytes, answer: bytes) -> Failure:

@@ -12,6 +12,7 @@ from hx_gateway.access.limiter import Limiter
 from hx_gateway.core.context import EMBEDDINGS, Exchange
 from hx_gateway.dataplane.features import BYTES_PER_TOKEN
 from hx_gateway.ledger.pricing import cost_of, engine_s, worked
+from hx_gateway.openai.requests import Facts
 
 if TYPE_CHECKING:
     from hx_gateway.access.shared import Shared
@@ -45,9 +46,18 @@ def estimate(exchange: Exchange, account: Account) -> tuple[int, int]:
     return prompt + completion, int(cost * NANO)
 
 
+class Spent(Facts):
+    """Facts of an exchange that is answered by others made in its name: what those used."""
+
+    tokens: int = 0
+    cost: int = 0
+
+
 def used(exchange: Exchange, hold: Hold, now_s: float) -> tuple[int, int]:
     """Tokens and money (in `NANO`) that an exchange truly used."""
-    deployment = exchange.deployment
+    deployment, facts = exchange.deployment, exchange.facts
+    if type(facts) is Spent:
+        return facts.tokens, facts.cost
     if exchange.upstream:  # passed on unread
         return (hold.tokens if exchange.outcome is None and exchange.status < 400 else 0), 0
     if deployment is None or not worked(exchange):

@@ -139,8 +139,6 @@ async def _served(
             return TAKEN if result is TAKEN else Whole(200, _answer(result, asker, exchange, bare), JSON)
         except (Unfit, Unavailable) as error:
             raise _refused(error) from None
-        finally:
-            asker.settle()
 
     return ExchangeAnswer(exchange, client, lambda exchange: gateway.serve(exchange, work))
 
@@ -194,7 +192,6 @@ async def _streamed(gateway: Gateway, shelves: Shelves, ask: Upsert, asker: Call
         last = error_body(failure.kind, failure.message, failure.param)
     else:
         last = _answer(result, asker, exchange)
-    asker.settle()
     exchange.status = 200
     exchange.owner = None
     gateway.finished(exchange)
