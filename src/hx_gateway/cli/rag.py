@@ -383,7 +383,9 @@ def delete(
 
 def group() -> typer.Typer:
     """The commands."""
+    from hx_gateway.cli.rag_migrate import migrate
+
     app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    for function in (ingest, search, collections, delete):
+    for function in (ingest, search, collections, delete, migrate):
         app.command()(function)
     return app
