@@ -28,7 +28,8 @@ demo: $(STAMP) ## the gateway with three small local models on port PORT (8000),
 	@$(BIN)/hx-gateway demo --port $(PORT)
 
 test: $(STAMP) ## every test that needs this machine only: unit, architecture, integration, e2e, faults
-	@$(BIN)/python -m pytest $(TOGETHER)
+	@$(BIN)/python -m pytest $(TOGETHER) -m "not alone"
+	@$(BIN)/python -m pytest -m alone
 
 unit: $(STAMP) ## unit tests alone: seconds
 	@$(BIN)/python -m pytest tests/unit

@@ -19,6 +19,8 @@ from tests.support.gateway import KEY, GatewayProcess
 
 from hx_gateway.testing.backend import Backend
 
+pytestmark = pytest.mark.alone
+
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 RATE = 200.0
 SECONDS = float(os.environ.get("HX_LOAD_SECONDS", "2"))

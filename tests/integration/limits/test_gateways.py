@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from tests.integration.protocol.wire import Answer, Closed, one, request
 from tests.support.background import Scripted, scripted
 from tests.support.gateway import GatewayProcess
 from tests.support.offering import Got, most_in, offer
+
+pytestmark = pytest.mark.alone
 
 KEY = "key-of-the-app"
 LONG_S = 60.0 if os.environ.get("HX_LONG") else 8.0

@@ -20,6 +20,8 @@ from hx_gateway.simulation.plan import read_plan
 from hx_gateway.simulation.run import simulate
 from hx_gateway.simulation.synthetic import generate
 
+pytestmark = pytest.mark.alone
+
 POLICIES = ("round_robin", "least_busy", "intelligent")
 PREFIXES = """
 models: {chat: {}}

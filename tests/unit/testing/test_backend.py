@@ -215,7 +215,7 @@ async def test_a_client_that_leaves_is_seen():
 
 
 async def test_slots_queue_and_busy():
-    async with server("ollama", slots=1, queue=1, first_token_s=0.05) as (backend, client):
+    async with server("ollama", slots=1, queue=1, first_token_s=1.0) as (backend, client):
         body = chat("Say: x", stream=False)
         first = asyncio.create_task(client.post("/api/chat", json=body))
         second = asyncio.create_task(client.post("/api/chat", json=body))
