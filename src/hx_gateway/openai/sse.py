@@ -71,7 +71,7 @@ class Relay:
     """
 
     __slots__ = (
-        "_before", "_cr", "_events", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_owed", "_rename", "_started", "complete", "failure",
+        "_before", "_cr", "_exchange", "_finished", "_held", "_keep_usage", "_last", "_lines", "_owed", "_rename", "_started", "complete", "failure",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, keep_usage: bool) -> None:
@@ -80,7 +80,7 @@ class Relay:
         self._held = b""
         self._before = self._last = b""  # the last two blocks passed on: a finish reason is in one of them
         self._cr = False
-        self._events = 0  # passed on: about one a token
+        self._lines = 0  # passed on: two an event, and about one event a token
         self._started = False
         self.complete = False  # [DONE] came and was passed on
         self._finished = False
@@ -106,7 +106,7 @@ class Relay:
             data = self._first(data)
             if not data:
                 return b""
-        self._events += data.count(b"\n\n")
+        self._lines += data.count(b"\n")  # several times as fast as to count the events
         if b'"usage"' in data or b'"error"' in data or b"[DONE]" in data:
             data = self._inspected(data)
             if self.complete:  # said at once: the client need not wait for the server to close
@@ -147,7 +147,7 @@ class Relay:
     def _count(self) -> None:
         """Where the server told no usage: of the events, the first names the role and the last the reason to finish."""
         if self._exchange.completion_tokens < 0:
-            estimate(self._exchange, max(0, self._events - 2))
+            estimate(self._exchange, max(0, self._lines // 2 - 2))
 
     def _hold(self, data: bytes) -> bytes:
         if len(data) > MAX_EVENT:
