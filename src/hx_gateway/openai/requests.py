@@ -26,7 +26,7 @@ class Facts(msgspec.Struct):
 
     model: str | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
     user: str | None = None
     prompt_cache_key: str | None = None
     max_tokens: int | None = None
@@ -37,7 +37,7 @@ class Facts(msgspec.Struct):
     def include_usage(self) -> bool:
         """Whether the client asked for the usage chunk."""
         options = self.stream_options
-        return options is not None and options.include_usage is True
+        return isinstance(options, StreamOptions) and options.include_usage is True
 
 
 class ChatFacts(Facts):
@@ -172,7 +172,7 @@ def asking_usage(body: bytes, facts: Facts) -> bytes:
     Raises:
         Failure: As `rewritten`.
     """
-    if facts.stream_options is None and b'"stream_options"' not in body:
+    if facts.stream_options is msgspec.UNSET:
         return with_field(body, b'"stream_options":{"include_usage":true}')
     options = decoded(body).get("stream_options")
     return rewritten(body, {"stream_options": {**(options if isinstance(options, dict) else {}), "include_usage": True}})
