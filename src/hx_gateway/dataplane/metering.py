@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from hx_gateway.access.account import NANO, Account, Hold, Refusal
 from hx_gateway.access.limiter import Limiter
-from hx_gateway.core.context import EMBEDDINGS, Exchange
+from hx_gateway.core.context import EMBEDDINGS, Exchange, Identity
 from hx_gateway.dataplane.features import BYTES_PER_TOKEN
 from hx_gateway.ledger.pricing import cost_of, engine_s, worked
 from hx_gateway.openai.requests import Facts
@@ -80,10 +80,11 @@ class Metering:
         later: Calls a function after so many seconds; None writes true figures at once.
     """
 
-    __slots__ = ("limiter", "shared")
+    __slots__ = ("known", "limiter", "shared")
 
     def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
         self.limiter = Limiter(later)
+        self.known: dict[str, tuple[Identity, Account]] = {}  # by name, the accounts found last
         self.shared: Shared | None = None  # where limits of keys are kept with other gateways
 
     def take(self, account: Account, exchange: Exchange) -> Hold | Refusal | Awaitable[Hold | Refusal]:

@@ -74,9 +74,13 @@ def build(gateway: Any) -> Stage | None:
 
 def account_of(metering: Metering, identity: Identity) -> Account:
     """The account of a limited key."""
-    limits = identity.limits
+    limits, known = identity.limits, metering.known.get(identity.name)
+    if known is not None and known[0] is identity:
+        return known[1]
     assert limits is not None
-    return metering.limiter.account(f"key:{identity.id or identity.name}", identity.name, limits)
+    account = metering.limiter.account(f"key:{identity.id or identity.name}", identity.name, limits)
+    metering.known[identity.name] = identity, account
+    return account
 
 
 def _passed(account: Account, exchange: Exchange, answer: Hold | Refusal) -> None:
