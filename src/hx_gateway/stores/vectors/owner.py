@@ -118,7 +118,7 @@ class Owner:
         except Exception as error:  # blame: the engine's, which knows no kinds of errors; the next call may do
             _log.exception("%s failed", request.name)
             outcome, body = UNAVAILABLE, (f"failed: {error}"[:300], "")
-        except BaseException:
+        except BaseException:  # blame: a panic of the engine
             os._exit(3)  # a panic of the engine: nothing in memory can be trusted, everything accepted is in its log
         reply = Reply(request.number, outcome, msgspec.Raw(self._codec.encode(body)))
         writer.write(self._codec.frame(reply.number, reply.outcome, reply.body))
