@@ -210,7 +210,7 @@ class PostgresStore:
                     return
                 table, index = found[0], found[0].partition(".")[2] + "_near"
                 if (
-                    await connection.fetchval(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {self._index_at}) AS some")
+                    await connection.fetchval(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {self._index_at}) AS first")
                     < self._index_at
                 ):
                     return
