@@ -222,3 +222,21 @@ async def test_no_copy_no_upgrade(tmp_path: Path) -> None:
     async with store.reading() as connection:
         assert await connection.run_sync(revision_of) == "0001"
     await store.close()
+
+
+async def test_an_upgrade_leaves_the_locks_of_open_connections_alone(tmp_path: Path) -> None:
+    """Else the next process that looks into the file and leaves would take the log away that is still written to."""
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    look = f"import sqlite3; c = sqlite3.connect({str(tmp_path / 'x.db')!r}); print(c.execute('SELECT value FROM versions').fetchall()); c.close()"
+    await upgrade(url)
+    store = Store(url)
+    try:
+        await store.ping()
+        await upgrade(url)
+        for value in (1, 2):
+            async with store.writing() as connection:
+                await connection.execute(text("UPDATE versions SET value = :value"), {"value": value})
+            done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+            assert done.stdout.strip() == f"[({value},)]", done.stderr
+    finally:
+        await store.close()

@@ -178,6 +178,10 @@ def touch(path: Path) -> None:
         StoreError: It cannot be made.
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # One that is there is not opened: closing it would take away the locks of this process's own connections, and another process
+        # that is then the last to leave would delete the log that these still write to.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        return
     except OSError as error:
         raise StoreError(f"the SQLite file cannot be opened: {error.strerror or error}") from None
