@@ -199,7 +199,7 @@ class Hold:
 def span(seconds: float) -> bytes:
     """A time as OpenAI's headers write it: ``120ms``, ``7.66s``, ``6m0s``."""
     if seconds < 1.0:
-        return b"%dms" % -(seconds * -1000 // 1)
+        return b"%dms" % math.ceil(seconds * 1000)
     if seconds < MINUTE_S:
         return b"%.2fs" % seconds
     whole = math.ceil(seconds)

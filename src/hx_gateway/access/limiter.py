@@ -355,7 +355,8 @@ class Limiter:
         debts.held_cost += hold.cost * share
         debts.tokens += tokens * share
         debts.cost += cost * share
-        self._soon(account)
+        if account not in self._due or not self._armed:
+            self._soon(account)
 
     def _soon(self, account: Account) -> None:
         if self._later is not None and not self._armed:

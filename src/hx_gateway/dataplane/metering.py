@@ -116,4 +116,7 @@ class Metering:
         if hold.place is not None:
             self.limiter.settle(hold.place, 0, 0)
         tokens, cost = used(exchange, hold, now_s) if hold.account.settles else (0, 0)
-        self.settle(hold, tokens, cost)
+        if self.shared is None:
+            self.limiter.settle(hold, tokens, cost)
+        else:
+            self.settle(hold, tokens, cost)

@@ -62,9 +62,14 @@ def build(gateway: Any) -> Stage | None:
         if identity is not None and identity.limits is not None:
             account = account_of(metering, identity)
             answer = metering.take(account, exchange)
-            if not isinstance(answer, Hold | Refusal):
+            if type(answer) is Hold and exchange.hold is None:
+                exchange.limit_lines = account.header_lines()
+                if account.under_way:
+                    exchange.hold = answer
+            elif isinstance(answer, Hold | Refusal):
+                _passed(account, exchange, answer)
+            else:
                 return _wait(metering, account, exchange, answer, rate)
-            _passed(account, exchange, answer)
         if rate is not None:
             _within(metering, rate, exchange)
         return None
