@@ -27,7 +27,7 @@ from tests.support.engines import Postgres
 from tests.support.gateway import KEY, GatewayProcess
 from tests.unit.ledger.records import found
 
-ROUNDS = int(os.environ.get("HX_ROUNDS", "12"))
+ROUNDS = int(os.environ.get("HX_ROUNDS", "6"))
 """How often the gateway is killed; each round takes about two seconds."""
 SECONDS = float(os.environ.get("HX_OUTAGE_SECONDS", "2"))
 """How long a store is away."""

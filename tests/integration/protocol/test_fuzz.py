@@ -22,7 +22,7 @@ from tests.integration.protocol.witness import HOT, Witness
 from tests.support.background import Background
 from tests.support.gateway import GatewayProcess
 
-COUNT = int(os.environ.get("HX_FUZZ") or 20_000)
+COUNT = int(os.environ.get("HX_FUZZ") or 10_000)
 SEED = int(os.environ.get("HX_FUZZ_SEED") or 20)
 PARALLEL = 160
 _WARM = [SEEDS[0].plain(0).replace(b"x-case: " + mark(0), b"x-case: %b" % value) for value in (b"none", b"no one")]
