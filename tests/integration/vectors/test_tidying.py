@@ -195,6 +195,20 @@ async def test_every_request_to_qdrant_is_one_that_its_description_knows() -> No
         await store.close()
 
 
+async def test_a_collection_of_qdrant_dropped_elsewhere_is_made_again() -> None:
+    async with StandIn() as server:
+        store = QdrantStore(server.url)
+        await store.create(PAPERS)
+        await store.upsert("papers", [point(1)])
+        await server.local.delete_collection("papers")
+        server.indexes.clear()
+        assert await store.count("papers", "default", EVERYTHING) == 0
+        await store.create(PAPERS)
+        await store.upsert("papers", [point(2)])
+        assert await store.count("papers", "default", EVERYTHING) == 1 and set(server.indexes["papers"]) == {"namespace", "document"}
+        await store.close()
+
+
 async def test_a_collection_of_somebody_else_in_qdrant_is_left_alone() -> None:
     from qdrant_client import models
 

@@ -34,6 +34,7 @@ _OURS = "hx_gateway"  # the key of what a collection remembers, in the metadata 
 _BATCH = 256  # points of one request
 _PAGE = 1000
 _FACETS = 100_000
+_INDEXES = 16  # keys of metadata that get an index of their own, once a filter names them
 
 
 class QdrantStore:
@@ -52,6 +53,7 @@ class QdrantStore:
         self._api_key = api_key
         self._client = client
         self._known: dict[str, Collection] = {}
+        self._indexed: dict[str, set[str]] = {}  # keys of payloads that have an index
         self._watched = Watched(NAME, self._alive)
 
     def _connected(self) -> Any:
@@ -108,6 +110,7 @@ class QdrantStore:
                 if error.status_code != 404:
                     raise
                 self._known.pop(name, None)  # dropped by somebody else
+                self._indexed.pop(name, None)
                 return nothing
 
         return await self._call(found)
@@ -131,6 +134,8 @@ class QdrantStore:
         from qdrant_client import models
 
         async def work(client: Any) -> Collection:
+            self._known.pop(collection.name, None)  # somebody else may have dropped it
+            self._indexed.pop(collection.name, None)
             found = await self._collection(client, collection.name)
             if found is None:
                 made = msgspec.structs.replace(collection, created_ms=collection.created_ms or int(time.time() * 1000))
@@ -145,20 +150,29 @@ class QdrantStore:
                 raise StoreUnavailable(NAME, f"made the collection {collection.name!r} and does not know it")
             if refused := found.refusal(collection):
                 raise refused
-            indexed = (await client.get_collection(collection.name)).payload_schema
-            for key, kind in (
-                ("namespace", models.KeywordIndexParams(type="keyword", is_tenant=True)),
-                ("document", models.PayloadSchemaType.KEYWORD),
-            ):
-                if key not in indexed:
-                    await client.create_payload_index(collection.name, key, kind, wait=True)
+            keyword = models.PayloadSchemaType.KEYWORD
+            indexes = {"namespace": models.KeywordIndexParams(type="keyword", is_tenant=True), "document": keyword}
+            await self._index(client, collection.name, indexes)
             return found
 
         return await self._call(work)
 
+    async def _index(self, client: Any, name: str, wanted: dict[str, Any]) -> None:
+        """Make the indexes of a payload that are missing."""
+        indexed = self._indexed.get(name, set())
+        if wanted.keys() <= indexed or len(indexed) > _INDEXES:
+            return
+        indexed |= (await client.get_collection(name)).payload_schema.keys()
+        for key, kind in wanted.items():
+            if key not in indexed:
+                await client.create_payload_index(name, key, kind, wait=True)
+                indexed.add(key)
+        self._indexed[name] = indexed
+
     async def drop(self, name: str) -> bool:
         async def work(client: Any, collection: Collection) -> bool:
             self._known.pop(name, None)
+            self._indexed.pop(name, None)
             dropped: bool = await client.delete_collection(name)
             return dropped
 
@@ -198,6 +212,7 @@ class QdrantStore:
     ) -> list[Hit]:
         async def work(client: Any, collection: Collection) -> list[Hit]:
             fitting(collection, vector)
+            await self._index(client, name, _indexes(filter))
             found = await client.query_points(
                 name, query=unpacked(vector), using=DENSE, query_filter=_within(namespace, filter), limit=limit, score_threshold=threshold
             )
@@ -209,6 +224,7 @@ class QdrantStore:
         from qdrant_client import models
 
         async def work(client: Any, collection: Collection) -> list[Hit]:
+            await self._index(client, name, _indexes(filter))
             found = await client.query_points(
                 name,
                 query=models.SparseVector(indices=terms.indices, values=terms.values),
@@ -305,6 +321,20 @@ def _within(namespace: str, filter: Filter) -> Any:
 
     must: list[Any] = [models.FieldCondition(key="namespace", match=models.MatchValue(value=namespace))]
     return models.Filter(must=[*must, _condition(filter)] if filter else must)
+
+
+def _indexes(condition: Match | Range | Filter) -> dict[str, Any]:
+    """The kind of index for each key of a condition; where there is one of another kind, Qdrant reads the points."""
+    from qdrant_client import models
+
+    if isinstance(condition, Filter):
+        found: dict[str, Any] = {}
+        for inner in (*condition.must, *condition.must_not, *condition.should):
+            found = {**_indexes(inner), **found}
+        return found
+    kinds = models.PayloadSchemaType
+    by_type = {str: kinds.KEYWORD, bool: kinds.BOOL, int: models.IntegerIndexParams(type="integer", lookup=True, range=False)}
+    return {".".join(condition.path): kinds.FLOAT if isinstance(condition, Range) else by_type[type(condition.values[0])]}
 
 
 def _condition(condition: Match | Range | Filter) -> Any:

@@ -26,6 +26,7 @@ _BATCH = 64  # points of one engine call: it holds the interpreter's lock while 
 _FLUSH = 10_000  # points changed since the segments were last written out; until then the log alone is on disk
 _EXACT_KB = 400_000  # vectors of a segment up to this size are compared one by one: exact, and fast enough
 _DESCRIPTION, _CURRENT = "collection.json", "current.json"
+_INDEXES = 16  # keys of metadata that get an index of their own, once a filter names them
 _STALE_LEAST, _STALE_PART = 10_000, 0.25
 
 
@@ -49,7 +50,12 @@ class Shard:
         self._unflushed = 0
         self.writing = threading.Lock()
         self._touched: set[str] | None = None  # while it is tidied: what changed since
-        self._engine = engine.EdgeShard.load(str(folder / str(self._generation)))
+        self._opened(engine.EdgeShard.load(str(folder / str(self._generation))))
+
+    def _opened(self, shard: Any) -> None:
+        self._engine: Any = shard
+        self._indexed = set(shard.info().payload_schema)
+        self._namespaces = {_text(hit.value) for hit in shard.facet(engine.FacetRequest(key="namespace", limit=1_000_000, exact=True)).hits}
 
     @staticmethod
     def make(folder: Path, collection: Collection) -> None:
@@ -86,6 +92,7 @@ class Shard:
         checked_points(self.collection, points)
         with self.writing:
             need_room(self.folder)
+            self._namespaces |= {point.namespace for point in points}
             before = self._engine.info().points_count
             for start in range(0, len(points), _BATCH):
                 batch = points[start : start + _BATCH]
@@ -99,7 +106,7 @@ class Shard:
     def delete(self, namespace: str, what: Sequence[str] | Filter) -> int:
         """As `VectorStore.delete`."""
         if isinstance(what, Filter):
-            wanted = _within(namespace, what)
+            wanted = self._within(namespace, what)
         else:
             checked_ids(what)
             wanted = engine.Filter(must=[_named("namespace", namespace), engine.HasIdCondition(set(what))])
@@ -117,18 +124,31 @@ class Shard:
         """As `VectorStore.dense`."""
         fitting(self.collection, vector)
         query = engine.Query.Nearest(unpacked(vector), using=DENSE)
-        return self._best(query, limit, _within(namespace, filter), threshold, None)
+        # Without an index there is nothing to choose between, and choosing takes as long as comparing.
+        return self._best(query, limit, namespace, filter, threshold, engine.SearchParams(exact=not self._large()))
 
     def sparse(self, namespace: str, terms: Terms, limit: int, filter: Filter) -> list[Hit]:
         """As `VectorStore.sparse`."""
         query = engine.Query.Nearest(engine.SparseVector(terms.indices, terms.values), using=SPARSE)
         # How rare a term is, is counted in the namespace alone: scores tell nothing of what others keep.
         rarity = engine.SearchParams(idf=engine.IdfParams(corpus=_within(namespace, Filter())))
-        return self._best(query, limit, _within(namespace, filter), None, rarity)
+        return self._best(query, limit, namespace, filter, None, rarity)
 
-    def _best(self, query: Any, limit: int, within: Any, threshold: float | None, params: Any) -> list[Hit]:
+    def _best(self, query: Any, limit: int, namespace: str, filter: Filter, threshold: float | None, params: Any) -> list[Hit]:
+        # Where there is one namespace alone, no point need be asked for its own, which takes longer than comparing it.
+        within = None if self._namespaces == {namespace} and not filter else self._within(namespace, filter)
         asked = engine.QueryRequest(query=query, limit=limit, filter=within, score_threshold=threshold, with_payload=True, params=params)
-        return [Hit(_read(found), found.score) for found in self._engine.query(asked)]
+        hits = [Hit(_read(found), found.score) for found in self._engine.query(asked)]
+        return [hit for hit in hits if hit.point.namespace == namespace]  # one of another may have come just now
+
+    def _within(self, namespace: str, filter: Filter) -> Any:
+        """The engine's filter; keys of metadata in it get an index, without which every point would be read from disk."""
+        for key, index in _indexes(filter):
+            if key not in self._indexed and len(self._indexed) < _INDEXES:
+                with self.writing:
+                    self._engine.update(engine.UpdateOperation.create_field_index(key, index))
+                    self._indexed.add(key)
+        return _within(namespace, filter)
 
     def fetch(self, namespace: str, ids: Sequence[str], vectors: bool) -> list[Point]:
         """As `VectorStore.fetch`."""
@@ -138,7 +158,8 @@ class Shard:
 
     def count(self, namespace: str, filter: Filter) -> int:
         """As `VectorStore.count`."""
-        return self._engine.count(engine.CountRequest(exact=True, filter=_within(namespace, filter)))
+        counted: int = self._engine.count(engine.CountRequest(exact=True, filter=self._within(namespace, filter)))
+        return counted
 
     def documents(self, namespace: str, ids: Sequence[str]) -> dict[str, list[Point]]:
         """As `VectorStore.documents`."""
@@ -154,7 +175,7 @@ class Shard:
     def namespaces(self) -> dict[str, int]:
         """As `VectorStore.namespaces`."""
         answer = self._engine.facet(engine.FacetRequest(key="namespace", limit=1_000_000, exact=True))
-        return {str(hit.value.value if hasattr(hit.value, "value") else hit.value): hit.count for hit in answer.hits if hit.count}
+        return {_text(hit.value): hit.count for hit in answer.hits if hit.count}
 
     def scroll(self, after: str, limit: int) -> list[Point]:
         """As `VectorStore.scroll`."""
@@ -178,12 +199,9 @@ class Shard:
         if self._unflushed >= _FLUSH:
             self._flush()
             return
-        for log in (self.folder / str(self._generation) / "wal").glob("*-*[0-9]"):
-            file = os.open(log, os.O_RDONLY)
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
+        folder = self.folder / str(self._generation) / "wal"
+        while not _synced(folder):
+            pass  # the engine went on to another file of its log meanwhile
 
     def _flush(self) -> None:
         self._engine.flush()
@@ -201,9 +219,13 @@ class Shard:
 
     def untidy(self) -> bool:
         """Whether much of it is left over from points that were replaced, or it has become large enough for an index."""
-        count = self._engine.info().points_count
-        indexed = count * self.collection.dimension * 4 >> 10 > _EXACT_KB
-        return self._stale > max(_STALE_LEAST, count * _STALE_PART) or (indexed and self._added > count * _STALE_PART)
+        count: int = self._engine.info().points_count
+        return self._stale > max(_STALE_LEAST, count * _STALE_PART) or (self._large() and self._added > count * _STALE_PART)
+
+    def _large(self) -> bool:
+        """Whether its vectors are to have an index."""
+        size_kb: int = self._engine.info().points_count * self.collection.dimension * 4 >> 10
+        return size_kb > _EXACT_KB
 
     def copy(self) -> Path:
         """Begin to tidy: a copy to be put in order by another process. What changes from now on is remembered."""
@@ -240,7 +262,8 @@ class Shard:
             self._stale = self._added = len(touched)
             self._point_at(int(copy.name))
             # Whoever still reads the former one holds it; it closes after the last of them.
-            self._generation, self._engine, self._unflushed = int(copy.name), tidy, 0
+            self._generation, self._unflushed = int(copy.name), 0
+            self._opened(tidy)
         shutil.rmtree(before, ignore_errors=True)
 
     def _point_at(self, generation: int) -> None:
@@ -250,6 +273,20 @@ class Shard:
             file.flush()
             os.fsync(file.fileno())
         path.replace(self.folder / _CURRENT)
+
+
+def _synced(wal: Path) -> bool:
+    """Have the files of a log written to disk; False where one was given another name at that moment."""
+    for path in (wal, *wal.glob("open-*"), *wal.glob("closed-*")):
+        try:
+            file = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+    return True
 
 
 def put_in_order(folder: str) -> None:
@@ -327,17 +364,35 @@ def _within(namespace: str, filter: Filter) -> Any:
     return engine.Filter(must=[*must, _condition(filter)] if filter else must)
 
 
+def _text(value: Any) -> str:
+    return str(getattr(value, "value", value))
+
+
+def _key(condition: Match | Range) -> str:
+    path = condition.path
+    if isinstance(condition, Match) and isinstance(condition.values[0], bool):
+        path = ("flags", *path[1:])
+    return ".".join(path)
+
+
+def _indexes(condition: Match | Range | Filter) -> list[tuple[str, Any]]:
+    """The keys that a condition asks for, each with the index that answers it; where there is another one, the points are read."""
+    if isinstance(condition, Filter):
+        return [found for inner in (*condition.must, *condition.must_not, *condition.should) for found in _indexes(inner)]
+    if isinstance(condition, Range):
+        return [(_key(condition), engine.FloatIndexParams())]
+    whole = type(condition.values[0]) is int
+    return [(_key(condition), engine.IntegerIndexParams(lookup=True, range=False) if whole else engine.KeywordIndexParams())]
+
+
 def _condition(condition: Match | Range | Filter) -> Any:
     if isinstance(condition, Filter):
         clauses: dict[str, Any] = {
             name: [_condition(inner) for inner in getattr(condition, name)] or None for name in ("must", "must_not", "should")
         }
         return engine.Filter(**clauses)
-    key = ".".join(condition.path)
+    key = _key(condition)
     if isinstance(condition, Range):
         return engine.FieldCondition(key=key, range=engine.RangeFloat(**condition.bounds))
-    values: list[Any] = list(condition.values)
-    if isinstance(values[0], bool):
-        key = key.replace("metadata", "flags", 1)
-        values = [str(value) for value in values]
+    values: list[Any] = [str(value) if isinstance(value, bool) else value for value in condition.values]
     return engine.FieldCondition(key=key, match=engine.MatchValue(values[0]) if len(values) == 1 else engine.MatchAny(values))
