@@ -12,12 +12,12 @@ from hx_gateway.core import errors
 from hx_gateway.core.clock import ManualClock
 from hx_gateway.core.context import CHAT, EMBEDDINGS, FORWARD, Exchange, Route
 from hx_gateway.core.errors import Failure
+from hx_gateway.dataplane.metering import Metering
+from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
 from hx_gateway.fleet.registry import Registry, Target
-from hx_gateway.dataplane.metering import Metering
-from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.ledger.observer import Ledger
 from hx_gateway.telemetry.exposition import collectors, render
 from hx_gateway.telemetry.metrics import Metrics
