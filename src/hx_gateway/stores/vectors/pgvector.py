@@ -199,7 +199,7 @@ class PostgresStore:
         import asyncpg
 
         try:
-            connection = await asyncpg.connect(self._url, timeout=_CONNECT_S)
+            connection = await asyncpg.connect(self._url, timeout=LONGEST_S)
             try:
                 found = await self._table(connection, name)
                 if (
