@@ -27,6 +27,8 @@ models:
 storage: {{state_directory: {state}}}
 """
 CHAT = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}).encode()
+MOST = 1000  # points one search may answer
+PAUSE_S = 0.02  # between documents, so that one search can answer all of them
 
 
 @pytest.fixture
@@ -70,6 +72,7 @@ class Putting:
                 self.stored.append(f"d{number}")
             else:
                 self.refused.append((status, answer["error"]["code"], answer["error"]["message"]))
+            time.sleep(PAUSE_S)
 
     def __enter__(self) -> Putting:
         self._thread.start()
@@ -82,9 +85,11 @@ class Putting:
 
 def documents(house: House) -> list[str]:
     """The document of every chunk that is there."""
-    status, answer, _ = house.ask("POST", "/v1/rag/search", {"query": "wing number", "mode": "sparse", "limit": 1000})
+    status, answer, _ = house.ask("POST", "/v1/rag/search", {"query": "wing number", "mode": "sparse", "limit": MOST})
     assert status == 200, answer
-    return [point["payload"]["document"] for point in answer["result"]["points"]]
+    found = [point["payload"]["document"] for point in answer["result"]["points"]]
+    assert len(found) < MOST, "more documents than one search answers: the test cannot tell who is missing"
+    return found
 
 
 def unharmed(chats: list[Got]) -> bool:
