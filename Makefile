@@ -10,7 +10,7 @@ PORT   ?= 8000
 TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test unit check fix bench bench-rag docs constraints clean
+.PHONY: help venv demo test test-system unit check fix bench bench-rag docs constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo: $(STAMP) ## the gateway with three small local models on port PORT (8000),
 test: $(STAMP) ## every test that needs this machine only: unit, architecture, integration, e2e, faults
 	@$(BIN)/python -m pytest $(TOGETHER) -m "not alone"
 	@$(BIN)/python -m pytest -m alone
+
+test-system: $(STAMP) ## what needs root, Chromium, Prometheus or systemd-nspawn
+	@$(BIN)/python -m pytest tests/system tests/browser
 
 unit: $(STAMP) ## unit tests alone: seconds
 	@$(BIN)/python -m pytest tests/unit
