@@ -107,6 +107,13 @@ class KeyRing:
             return identity
         return None
 
+    def holder(self, digest: bytes) -> Identity | None:
+        """Who the key with this SHA-256 belongs to now; None if nobody."""
+        entry = self._entries.get(digest)
+        if entry is None or (entry[1].expires_s and entry[1].expires_s <= time()):
+            return None
+        return entry[1]
+
     def refusal(self, token: bytes) -> Failure:
         """Why `identify` knows nobody for ``token``."""
         if not token and (self._own or not self.unread):

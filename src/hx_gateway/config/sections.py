@@ -96,7 +96,7 @@ class GatewaySettings(Settings):
     default_upstream: Annotated[UpstreamSettings | str | None, BeforeValidator(_upstream)] = Field(
         default=None, description="Where any other /v1 path goes: an address, an entry in endpoints, or url, api_key and provider."
     )
-    disable_admin_ui: Annotated[Flag, LATER] = Field(default=False, description="Whether the dashboard is switched off.")
+    disable_admin_ui: Flag = Field(default=False, description="Whether the dashboard is switched off.")
 
 
 class LoadBalancerSettings(Settings):

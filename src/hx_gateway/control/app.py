@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from hx_gateway.control import openapi, refusals
 from hx_gateway.control.cors import cors_policy
+from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
 from hx_gateway.control.routes import docs, forward, health, keys, metrics, models, rag, routing, usage
@@ -54,5 +55,6 @@ def create_app(gateway: Gateway) -> ControlApp:
     app.include_router(keys.router())
     app.include_router(usage.router())
     app.include_router(rag.router())
+    shell.mounted(app, gateway)
     app.router.routes.extend(forward.routes())  # last: it takes every path below /v1
     return app

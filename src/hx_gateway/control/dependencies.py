@@ -33,6 +33,10 @@ class Keys(Protocol):
         """Whose key this is; None when it is nobody's."""
         ...
 
+    def holder(self, digest: bytes, /) -> Identity | None:
+        """Whose key has this SHA-256; None when it is nobody's."""
+        ...
+
     def refusal(self, token: bytes, /) -> Failure:
         """Why it is nobody's."""
         ...
@@ -43,6 +47,9 @@ class Gateway(Observed, Protocol):
 
     @property
     def config(self) -> GatewayConfig: ...
+
+    @property
+    def workers(self) -> int: ...
 
     @property
     def keys(self) -> Keys: ...
