@@ -22,7 +22,7 @@ from hx_gateway.server.hall import Hall
 from hx_gateway.server.reloading import Reloading
 
 _BACKLOG = 4096
-_ABANDON_S = 1.0  # seconds that broken-off connections get to close after the drain timeout
+_LET_GO_S = 2.0  # that idle clients get to ask once more and hear that the connection ends
 _log = logging.getLogger(__name__)
 
 
@@ -34,6 +34,10 @@ class GatewayServer(uvicorn.Server):
         started: Called when the port is open.
         again: Loads the configuration anew, for reloads; None for a configuration that cannot be loaded again.
         loaded: As it is loaded now; needed with ``again``.
+        beat: Called several times a second, with the monotonic time in seconds, while the event loop turns.
+
+    Attributes:
+        lasting: Whether the listening sockets live on elsewhere, so that nobody need be turned away by the end of this server.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class GatewayServer(uvicorn.Server):
         started: Callable[[], None] | None = None,
         again: Callable[[], Loaded] | None = None,
         loaded: Loaded | None = None,
+        beat: Callable[[float], object] = lambda now_s: None,
     ) -> None:
         from hx_gateway.control.app import create_app
 
@@ -70,6 +75,8 @@ class GatewayServer(uvicorn.Server):
             )
         )
         self._started = started
+        self._beat = beat
+        self.lasting = False
         self.reloading = Reloading(gateway, self.hall, again, loaded) if again is not None and loaded is not None else None
         gateway.reloading = self.reloading
         self._ticker: asyncio.Task[None] | None = None
@@ -93,6 +100,8 @@ class GatewayServer(uvicorn.Server):
         """Refuse what is new, let running answers finish within the drain timeout, then stop the gateway."""
         self.gateway.draining = True
         try:
+            if self.lasting:
+                await self._let_go()
             await super().shutdown(sockets)
             doors = [door for door in self.server_state.connections if isinstance(door, Door)]
             if doors:
@@ -107,6 +116,18 @@ class GatewayServer(uvicorn.Server):
                 self.reloading.stop()
             await self.gateway.stop()
 
+    async def _let_go(self) -> None:
+        """Accept no more, and have every client that is there ask its last: closed at once, an idle one could lose what it just sent."""
+        for server in self.servers:
+            server.close()
+        give_up_s = monotonic() + _LET_GO_S
+        while monotonic() < give_up_s:
+            doors = [door for door in self.server_state.connections if isinstance(door, Door)]
+            idle = [door.last() for door in doors]
+            if not any(idle):
+                break
+            await asyncio.sleep(0.05)
+
     async def _tick(self) -> None:
         """Keep the doors' deadlines and the Date header."""
         beats = 0
@@ -114,7 +135,9 @@ class GatewayServer(uvicorn.Server):
             await asyncio.sleep(SWEEP_S)
             beats += 1
             try:
-                self.hall.sweep(self.server_state.connections, monotonic())
+                now_s = monotonic()
+                self._beat(now_s)
+                self.hall.sweep(self.server_state.connections, now_s)
                 if beats % 2 == 0:
                     self.hall.tick()
                 if self._parent and os.getppid() != self._parent:

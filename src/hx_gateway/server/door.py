@@ -171,13 +171,16 @@ class Door(Reader):
 
     def shutdown(self) -> None:
         """Drain: close when idle, else after the answer under way."""
-        if self.exchange is None and self.cold is None and self.receiving is None:
+        if self.last():
             self.closing = True
             self.transport.close()
-        else:
-            self.keep_alive = False
-            if self.cold is not None:
-                self.cold.cycle.keep_alive = False
+
+    def last(self) -> bool:
+        """Have the next answer, or the one under way, be the last; True when there is none under way."""
+        self.keep_alive = False
+        if self.cold is not None:
+            self.cold.cycle.keep_alive = False
+        return self.exchange is None and self.cold is None and self.receiving is None
 
     # Serving
 

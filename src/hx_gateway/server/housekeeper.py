@@ -8,7 +8,9 @@ import logging
 import os
 import select
 import signal
+import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from hx_gateway.config.schema import GatewayConfig
@@ -30,9 +32,10 @@ class Housekeeper:
 
     Args:
         config: The configuration.
+        listeners: Sockets that were open before it; they are none of its business.
     """
 
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, listeners: Sequence[socket.socket] = ()) -> None:
         alive, self._alive = os.pipe()
         self._over, over = os.pipe()
         pid = os.fork()
@@ -41,6 +44,8 @@ class Housekeeper:
                 if not os.fork():
                     os.close(self._alive)
                     os.close(self._over)
+                    for listener in listeners:
+                        listener.close()
                     _guard(config, alive)
             except Exception:  # blame: the gateway's own; a forked child must end here and not run its parent's code
                 _log.exception("the housekeeper could not be started")

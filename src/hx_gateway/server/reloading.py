@@ -14,6 +14,7 @@ from hx_gateway.config.load import ConfigError, Loaded, stamp_of
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
 from hx_gateway.gateway import ReloadRefused
+from hx_gateway.server.notify import reloaded, reloading
 
 if TYPE_CHECKING:
     from hx_gateway.gateway import Gateway
@@ -82,6 +83,7 @@ class Reloading:
     def reload(self) -> Outcome:
         """Load, check and take into use; a configuration that cannot be used leaves everything as it is."""
         self._seen = stamp_of(self.path)
+        reloading()
         gateway = self.gateway
         before = gateway.config
         problems: tuple[str, ...]
@@ -100,6 +102,7 @@ class Reloading:
         ok = not problems
         if ok:
             problems = tuple(str(warning) for warning in loaded.warnings)
+        reloaded()
         self.last = outcome = Outcome(ok, problems, restart, gateway.clock.wall())
         if ok:
             later = f"; at the next start: {', '.join(restart)}" if restart else ""

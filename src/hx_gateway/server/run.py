@@ -7,19 +7,23 @@ import errno
 import gc
 import json
 import logging
+import mmap
 import os
 import signal
 import socket
+import struct
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 from hx_gateway.access.sharing import shared_memory
 from hx_gateway.config.load import Loaded
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
+from hx_gateway.server.handover import Handover, arrived
 from hx_gateway.server.housekeeper import Housekeeper
+from hx_gateway.server.notify import Watchdog, inherited, ready, watchdog_s
 from hx_gateway.telemetry.logs import configure_logs
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 78
@@ -79,11 +83,12 @@ def serve(loaded: Loaded, again: Callable[[], Loaded] | None = None) -> int:
         for problem in loaded.blockers:
             _say(str(problem))
         return EXIT_CONFIG
-    keeper = Housekeeper(config)  # first of all: what is forked later is larger, and holds the port
+    passed = inherited(config.service.port)
+    keeper = Housekeeper(config, passed)  # first of all: what is forked later is larger, and holds the port
     try:
         if config.service.workers > 1:
-            return _Workers(loaded, again, keeper.leave).run()
-        return _work(loaded, again, listen(config.service.host, config.service.port, False), 1, None)
+            return _Workers(loaded, again, keeper.leave, passed).run()
+        return _work(loaded, again, passed or [listen(config.service.host, config.service.port, False)], 1, None)
     except CannotServe as error:
         _say(f"hx-gateway: {error}")
         return EXIT_FAILED
@@ -94,13 +99,17 @@ def serve(loaded: Loaded, again: Callable[[], Loaded] | None = None) -> int:
 def _work(
     loaded: Loaded,
     again: Callable[[], Loaded] | None,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     workers: int,
     local: Places | None,
     told: Callable[[], bool] = lambda: False,
     memory: int = -1,
+    beat: Callable[[float], object] | None = None,
 ) -> int:
-    """Serve on ``listener`` in this process; ``told`` says whether a signal to end came before this could hear it."""
+    """Serve on ``listeners`` in this process; ``told`` says whether a signal to end came before this could hear it.
+
+    Without a ``beat`` of its own this is the main process: it speaks to the service manager and may get a successor.
+    """
     config = loaded.config
     from hx_gateway.gateway import build
     from hx_gateway.local.supervisor import LocalModelError
@@ -111,7 +120,7 @@ def _work(
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until reloads are served; the file's stamp tells what was missed
     try:
         gateway = build(config, workers, local=local, memory=memory)
-        host, port = listener.getsockname()[:2]
+        host, port = listeners[0].getsockname()[:2]
 
         def started() -> None:
             scheme = "https" if config.service.tls else "http"
@@ -124,13 +133,28 @@ def _work(
                     "no model server was found on this machine's usual ports; start one (Ollama, vLLM, llama.cpp, LM Studio), "
                     "or name yours in a configuration file (see: hx-gateway check --help)"
                 )
+            if beat is None:
+                ready(listeners, f"listening on {scheme}://{shown}:{port}")
+                arrived()
 
-        server = GatewayServer(gateway, started, again, loaded)
+        handover = Handover(listeners) if beat is None else None
+        alive = Watchdog()
+
+        def look(now_s: float) -> None:
+            alive(now_s)
+            if handover is not None and not server.should_exit and handover.done():
+                _log.info("the successor serves; what is under way here is finished")
+                server.lasting = server.should_exit = True
+
+        server = GatewayServer(gateway, started, again, loaded, beat or look)
+        server.lasting = "NOTIFY_SOCKET" in os.environ  # the service manager keeps the sockets
+        if handover is None:
+            signal.signal(signal.SIGUSR2, lambda number, frame: setattr(server, "lasting", True))
         # uvicorn drains on these signals and then raises them again for whoever was there before: by then it hears them in vain.
         _on_end(server.handle_exit)
         server.should_exit = bool(early) or told()
         with asyncio.Runner(loop_factory=_loop) as runner:
-            runner.run(server.serve(sockets=[listener]))
+            runner.run(server.serve(sockets=listeners))
     except UnknownPlugin as error:
         _say(f"hx-gateway: {error}")
         return EXIT_CONFIG
@@ -163,16 +187,23 @@ class _Workers:
     while a worker is being replaced wait for its successor instead of being refused.
     """
 
-    def __init__(self, loaded: Loaded, again: Callable[[], Loaded] | None, forked: Callable[[], None]) -> None:
+    def __init__(
+        self, loaded: Loaded, again: Callable[[], Loaded] | None, forked: Callable[[], None], passed: Sequence[socket.socket] = ()
+    ) -> None:
         self.loaded = loaded
         self.forked = forked  # called first in every process made from this one
         self.again = again
         self.config = config = loaded.config
         self.count = config.service.workers
         self.memory = shared_memory()  # for limits, where nothing can be kept on disk
-        first = listen(config.service.host, config.service.port, True)
-        port = first.getsockname()[1]
-        self.listeners = [first] + [listen(config.service.host, port, True) for _ in range(self.count - 1)]
+        self.listeners = list(passed) or [listen(config.service.host, config.service.port, True)]
+        port = self.listeners[0].getsockname()[1]
+        # One that came to us alone cannot be joined by others: then the workers share it.
+        while len(self.listeners) < self.count and self.listeners[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            self.listeners.append(listen(config.service.host, port, True))
+        self.handover = Handover(self.listeners)
+        self.beats = mmap.mmap(-1, 8 * self.count)  # when each worker's event loop turned last, in monotonic seconds; 0 before it serves
+        self.ready = False
         self.pids: dict[int, int] = {}  # process id to worker number
         self.born_s: dict[int, float] = {}
         self.due_s: dict[int, float] = dict.fromkeys(range(self.count), 0.0)  # workers to start, and when
@@ -190,8 +221,10 @@ class _Workers:
         signal.signal(signal.SIGHUP, self._pass_on)
         gc.freeze()  # pages that nobody writes to stay shared with the workers
         kill_at_s = 0.0
+        alive = Watchdog()
         while True:
             now_s = time.monotonic()
+            alive(now_s)
             if self.stopping:
                 if not kill_at_s:
                     kill_at_s = now_s + self.config.http.drain_timeout_seconds + _GRACE_S
@@ -208,12 +241,30 @@ class _Workers:
                     if due_s <= now_s:
                         del self.due_s[number]
                         self._fork(number)
+                self._watch(now_s)
             self._reap()
             time.sleep(_POLL_S)
         if self.local_pid:
             os.kill(self.local_pid, signal.SIGTERM)
             os.waitpid(self.local_pid, 0)
         return self.status
+
+    def _watch(self, now_s: float) -> None:
+        """Kill a worker whose event loop stands still, say when all of them serve, and end when a successor does."""
+        beats = struct.unpack(f"{self.count}d", self.beats)
+        limit_s = watchdog_s()
+        for pid, number in self.pids.items():
+            if limit_s and 0 < beats[number] < now_s - limit_s:
+                _log.error("worker %d does not answer for %.0f s and is killed", number, now_s - beats[number])
+                os.kill(pid, signal.SIGKILL)
+        if not self.ready and all(beats):
+            self.ready = True
+            ready(self.listeners, f"{self.count} workers on port {self.listeners[0].getsockname()[1]}")
+            arrived()
+        if self.handover.done():
+            _log.info("the successor serves; what is under way here is finished")
+            self._signal(signal.SIGUSR2)
+            self.stopping = True
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopping = True
@@ -229,12 +280,18 @@ class _Workers:
     def _fork(self, number: int) -> None:
         def child() -> int:
             self.forked()
-            for other, listener in enumerate(self.listeners):
-                if other != number:
+            mine = self.listeners[number :: self.count] or [self.listeners[number % len(self.listeners)]]
+            for listener in self.listeners:
+                if listener not in mine:
                     listener.close()
-            # A signal right after the fork still reaches the handler that came along from the parent.
-            return _work(self.loaded, self.again, self.listeners[number], self.count, self.local, lambda: self.stopping, self.memory)
 
+            def beat(now_s: float) -> None:
+                struct.pack_into("d", self.beats, 8 * number, now_s)
+
+            # A signal right after the fork still reaches the handler that came along from the parent.
+            return _work(self.loaded, self.again, mine, self.count, self.local, lambda: self.stopping, self.memory, beat)
+
+        struct.pack_into("d", self.beats, 8 * number, 0.0)
         pid = _forked(child)
         self.pids[pid] = number
         self.born_s[pid] = time.monotonic()
