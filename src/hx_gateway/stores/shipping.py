@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
 
 _BATCH = 2000
+_WINDOW = 1 << 20  # bytes read at a time of a segment that is being written: most of it may still be empty
 _log = logging.getLogger(__name__)
 
 
@@ -115,7 +116,8 @@ class Shipping:
             if at is None:
                 at = await usage.position(store, name, START)
             base = at
-            data = await asyncio.to_thread(os.pread, descriptor, os.fstat(descriptor).st_size - base, base)
+            size = os.fstat(descriptor).st_size - base if finished else _WINDOW
+            data = await asyncio.to_thread(os.pread, descriptor, size, base)
             try:
                 while (found := read(data, base, at, salt, self.batch, finished)).records:
                     self._damage[name] = self._damage.get(name, 0) + found.damaged
@@ -124,6 +126,8 @@ class Shipping:
             except usage.Moved:
                 continue
             self._positions[name] = at
+            if not finished and at - base > _WINDOW >> 1:
+                continue
             return self._damage.get(name, 0) + found.damaged
 
     async def _keep(self, store: Store, name: str, at: int, records: Sequence[tuple[UsageRecord, int]]) -> int:

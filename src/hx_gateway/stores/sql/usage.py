@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,20 +26,26 @@ _HOUR_MS = 3_600_000
 _KEPT_MS = 30 * 24 * _HOUR_MS  # a position that nobody raised for so long belongs to a segment that is gone
 _SUMS = tuple(column.name for column in USAGE_HOURLY.columns if column.name not in DIMENSIONS)
 _RENAMED = {"grp": "group"}
-_JSON = ("trail", "tags")
-_FIELDS = tuple((column.name, _RENAMED.get(column.name, column.name)) for column in USAGE.columns)
-_NAMES = ", ".join(f'"{column}"' for column, _ in _FIELDS)
-# All rows of a batch as one JSON text: the database takes them apart in a third of the time that as many parameters take.
-_VALUES = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(_FIELDS)))
-_INTO = f"INSERT INTO usage ({_NAMES}) SELECT"
-_ONCE = "ON CONFLICT DO NOTHING RETURNING id"
+_COLUMNS = tuple(column.name for column in USAGE.columns)
+_AT = {name: index for index, name in enumerate(_COLUMNS)}
+_NAMES = ", ".join(f'"{column}"' for column in _COLUMNS)
+_INTO = f"INSERT INTO usage ({_NAMES})"
+_ONCE = "ON CONFLICT DO NOTHING"
+_EACH = f"{_INTO} VALUES ({', '.join('?' * len(_COLUMNS))}) {_ONCE}"  # SQLite, row by row
+# All rows of a batch as one JSON text, to be told which of them were new.
+_VALUES = ", ".join(f"json_extract(value, '$[{index}]')" for index in range(len(_COLUMNS)))
+_FROM = f"{_INTO} SELECT"
 _INSERT = {
-    "sqlite": f"{_INTO} {_VALUES} FROM json_each(:rows) WHERE true {_ONCE}",
-    "postgresql": f"{_INTO} {_NAMES} FROM json_populate_recordset(CAST(NULL AS usage), CAST(:rows AS json)) {_ONCE}",
+    "sqlite": f"{_FROM} {_VALUES} FROM json_each(:rows) WHERE true {_ONCE} RETURNING id",
+    "postgresql": f"{_FROM} {_NAMES} FROM json_populate_recordset(CAST(NULL AS usage), CAST(:rows AS json)) {_ONCE} RETURNING id",
 }
 # A commit that a crash of the server could take back would be too little to delete a segment for.
 _DURABLE = "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
-_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+_values = attrgetter(*(_RENAMED.get(column, column) for column in _COLUMNS))
+_dimensions = itemgetter(*(_AT[name] for name in DIMENSIONS[1:]))
+_summed = itemgetter(*(_AT["ttft_ms" if name == "ttft_count" else "id" if name == "requests" else name] for name in _SUMS))
+_words = itemgetter(*(_AT[name] for name in ("user", "asked", "trail", "tags")))
+_counts = itemgetter(*(_AT[name] for name in ("prompt_tokens", "completion_tokens", "cached_tokens")))
 _REFUSALS = ("22", "23", "54")  # Postgres: data exception, integrity violated, a limit exceeded
 
 
@@ -74,14 +81,26 @@ async def keep(store: Store, segment: str, before: int, end: int, records: Seque
         await _raise_position(connection, segment, before, end)
         if not rows:
             return 0
-        given = [list(row.values()) for row in rows] if store.kind == "sqlite" else rows
-        inserted = await connection.execute(text(_INSERT[store.kind]), {"rows": msgspec.json.encode(given).decode()})
-        new = set(inserted.scalars())
-        if sums := hourly([row for row in rows if row["id"] in new]):
+        new = await _inserted(connection, store.kind, rows)
+        if sums := hourly(new):
             upsert = _insert(connection, USAGE_HOURLY)
             raised = {name: USAGE_HOURLY.c[name] + upsert.excluded[name] for name in _SUMS}
             await connection.execute(upsert.on_conflict_do_update(index_elements=DIMENSIONS, set_=raised), sums)
     return len(new)
+
+
+async def _inserted(connection: AsyncConnection, kind: str, rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Insert rows; returns those that were not there."""
+    if kind == "sqlite":
+        # Half the work of the statement below, but it does not tell which were there already.
+        await connection.exec_driver_sql("SAVEPOINT rows")
+        if (await connection.exec_driver_sql(_EACH, rows)).rowcount == len(rows):
+            return rows
+        await connection.exec_driver_sql("ROLLBACK TO rows")
+    given: list[Any] = rows if kind == "sqlite" else [dict(zip(_COLUMNS, row, strict=True)) for row in rows]
+    inserted = await connection.execute(text(_INSERT[kind]), {"rows": msgspec.json.encode(given).decode()})
+    new = set(inserted.scalars())
+    return [row for row in rows if row[0] in new]
 
 
 def settle(store: Store) -> None:
@@ -115,39 +134,43 @@ def refused(error: BaseException) -> bool:
     return isinstance(state, str) and state[:2] in _REFUSALS
 
 
-def row_of(record: UsageRecord) -> dict[str, Any]:
-    """The row of `usage` for a record, its columns in their order.
+def row_of(record: UsageRecord) -> tuple[Any, ...]:
+    """The row of `usage` for a record: values in the order of the columns, the id first.
 
     Raises:
         OverflowError: A count is beyond 64 bits, which SQLite would take for a fraction.
     """
-    row = {column: getattr(record, field) for column, field in _FIELDS}
-    for name in _JSON:
-        if row[name] is not None:
-            row[name] = msgspec.json.encode(row[name]).decode()
-    for name in ("user", "asked"):  # a client's own words: Postgres takes no NUL
-        row[name] = row[name].replace("\0", "")
-    for name in _COUNTS:
-        if row[name] is not None and row[name] >= 1 << 63:
-            raise OverflowError(f"{name} is beyond 64 bits")
-    return row
+    row: tuple[Any, ...] = _values(record)
+    for count in _counts(row):
+        if count is not None and count >= 1 << 63:
+            raise OverflowError("a count of tokens is beyond 64 bits")
+    user, asked, trail, tags = _words(row)
+    if trail is None and tags is None and "\0" not in user and "\0" not in asked:
+        return row
+    changed = list(row)
+    for name, value in (("trail", trail), ("tags", tags)):
+        if value is not None:
+            changed[_AT[name]] = msgspec.json.encode(value).decode()
+    for name, value in (("user", user), ("asked", asked)):  # a client's own words: Postgres takes no NUL
+        changed[_AT[name]] = value.replace("\0", "")
+    return tuple(changed)
 
 
-def hourly(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def hourly(rows: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
     """The rows of `usage_hourly` to add for rows of `usage`, in one order everywhere, so that two shippers never wait for each other."""
-    found: dict[tuple[Any, ...], list[float]] = {}
+    alike: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+    at = _AT["at_ms"]
     for row in rows:
-        at_ms = row["at_ms"]
-        dimensions = (at_ms - at_ms % _HOUR_MS, *(row[name] for name in DIMENSIONS[1:]))
-        sums = found.setdefault(dimensions, [0] * len(_SUMS))
-        for index, name in enumerate(_SUMS):
-            if name == "requests":
-                sums[index] += 1
-            elif name == "ttft_count":
-                sums[index] += row["ttft_ms"] is not None
-            else:
-                sums[index] += row[name] or 0
-    return [dict(zip((*DIMENSIONS, *_SUMS), (*dimensions, *found[dimensions]), strict=True)) for dimensions in sorted(found)]
+        at_ms = row[at]
+        alike.setdefault((at_ms - at_ms % _HOUR_MS, *_dimensions(row)), []).append(_summed(row))
+    return [
+        dict(zip(DIMENSIONS, dimensions, strict=True))
+        | {
+            name: len(column) - column.count(None) if name in ("requests", "ttft_count") else sum(filter(None, column))
+            for name, column in zip(_SUMS, zip(*alike[dimensions], strict=True), strict=True)
+        }
+        for dimensions in sorted(alike)
+    ]
 
 
 async def _raise_position(connection: AsyncConnection, segment: str, before: int, end: int) -> None:
