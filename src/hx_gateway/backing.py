@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from hx_gateway.config.storage import database_url, state_directory
 from hx_gateway.core.errors import Unavailable
 from hx_gateway.dataplane.metering import Metering
 from hx_gateway.dataplane.shelf import Shelf
+from hx_gateway.fleet.drains import Drains
 from hx_gateway.ledger.journal import FOLDER, Journal
 from hx_gateway.ledger.observer import Ledger
 from hx_gateway.stores.known_keys import POLL_S, fresh, renew
@@ -26,6 +27,7 @@ from hx_gateway.stores.served import ServedFile
 
 if TYPE_CHECKING:
     from hx_gateway.access.keys import KeyRing
+    from hx_gateway.fleet.endpoint import Endpoint
     from hx_gateway.fleet.registry import Registry
     from hx_gateway.rag.points import VectorStore
     from hx_gateway.stores.redis import Redis
@@ -60,36 +62,44 @@ class Backing:
         self.ledger = Ledger()
         self.known = Follower()
         self.served = ServedFile()
+        self.drains = Drains()
         self._store: Store | None = None
         self._opening = asyncio.Lock()
         self._vectors: VectorStore | None = None
         self._opening_vectors = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
-    def adopt(self, config: GatewayConfig, keys: KeyRing) -> None:
+    def adopt(self, config: GatewayConfig, keys: KeyRing, endpoints: Iterable[Endpoint]) -> None:
         """Take over what a newer configuration may change while running.
 
         Args:
             config: The configuration.
             keys: Its keys; those of the store are added, now and whenever they change.
+            endpoints: Its servers; those that are drained stay so.
         """
         self.config = config
+        self.drains.look(endpoints)
         # What is kept where no store was asked for is in the state directory, and so is what is known of its keys.
         self.known.adopt(keys, expected=config.storage.database_url is not None)
         cache = config.cache
         self.shelf.adopt(cache.max_bytes if cache.enabled else 0, cache.max_entry_bytes, cache.ttl_seconds)
         self.ledger.wanted = config.ledger.enabled
+        self.ledger.bodies.adopt(config.ledger.bodies)
         self.ledger.believe(config.ledger.end_user_header, config.ledger.end_user_keys)
 
-    async def start(self) -> None:
-        """Open what is kept in the state directory."""
+    async def start(self, endpoints: Iterable[Endpoint]) -> None:
+        """Open what is kept in the state directory; those of the servers that are drained are not asked from the start."""
         self.folder = _folder(state_directory(self.config.storage, os.environ))
+        self.drains.open(self.folder)
+        self.drains.look(endpoints)
         self.known.open(self.folder)
         if self.folder is None and self.config.storage.database_url is not None:
             self._tasks.append(asyncio.create_task(self._follow(), name="keys"))
         self.metering.limiter.open(self.folder, self._memory)
         await self._start_redis()
         settings = self.config.ledger
+        if self.folder is not None:
+            self.ledger.bodies.start(self.folder)
         if self.folder is not None and settings.enabled:
             size = min(settings.segment_bytes, settings.journal_max_bytes // (4 * self.config.service.workers))
             journal = Journal(self.folder / FOLDER, size, settings.journal_max_bytes, settings.dead_letter_max_bytes)
@@ -114,6 +124,7 @@ class Backing:
         self._tasks.clear()
         if journal is not None:
             await asyncio.to_thread(journal.stop)
+        await asyncio.to_thread(self.ledger.bodies.stop)
         store, self._store = self._store, None
         if store is not None:
             await store.close()
@@ -136,8 +147,9 @@ class Backing:
                 self._store = await opening.opened(database_url(self.config.storage, folder), _STATEMENT_S, 2)
             return self._store
 
-    async def look(self) -> None:
-        """Take over what others wrote of the store's keys."""
+    async def look(self, endpoints: Iterable[Endpoint]) -> None:
+        """Take over what others wrote: of the store's keys, and of which servers are drained."""
+        self.drains.look(endpoints)
         if self.known.changed:
             await asyncio.to_thread(self.known.look)
 

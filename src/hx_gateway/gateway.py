@@ -82,7 +82,6 @@ class Gateway:
         self.proxy = Proxy(
             self.router,
             self._guess,
-            (self.metrics, self.backing.ledger, self.backing.metering),
             find=lambda name: self.registry.find(name),
             alarm=lambda endpoint, within_s: self.monitor.soon(endpoint, within_s),
         )
@@ -111,11 +110,13 @@ class Gateway:
         reading = ("inspect", "resolve", "cache")  # what looks into the body
         unread = [stage for name, stage in stages if stage is not None and name not in reading]
 
-        self.backing.adopt(config, keys)
+        self.backing.adopt(config, keys, assembly.endpoints.values())
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
+        bodies = [self.backing.ledger.bodies] if config.ledger.bodies.enabled else []
+        proxy.observers = (self.metrics, self.backing.ledger, self.backing.metering, *bodies)
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
-        self.pipeline = Pipeline(run, proxy.start, proxy.answer, proxy.refuse)
+        self.pipeline = Pipeline([*bodies, *run], proxy.start, proxy.answer, proxy.refuse)
         self.passage = Pipeline(unread, self._forward, proxy.answer, proxy.refuse)
         inside = [stage for name, stage in stages if stage is not None and name in reading]
         self._inside = Pipeline(inside, proxy.start, proxy.answer, proxy.refuse)
@@ -244,7 +245,7 @@ class Gateway:
         Raises:
             LocalModelError: A model file cannot be served.
         """
-        await self.backing.start()
+        await self.backing.start(self.assembly.endpoints.values())
         await self._start_local()
         if not self.config.models and not self.config.endpoints:
             await self._search()
@@ -333,7 +334,7 @@ class Gateway:
             try:
                 if self.workers > 1:
                     self.census.tell({one for target in self.registry.targets.values() for one in target.deployments})
-                await self.backing.look()
+                await self.backing.look(self.assembly.endpoints.values())
             except Exception:  # blame: the gateway's own; what is revoked must be heard of
                 _log.exception("what other processes share could not be looked at")
             try:

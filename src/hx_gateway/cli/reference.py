@@ -108,6 +108,8 @@ def _default(declared: FieldInfo) -> str:
         return "none"
     if value == "":
         return "empty"
+    if hasattr(value, "model_dump"):
+        return "as below"
     return f"`{json.dumps(list(value) if isinstance(value, tuple) else value)}`"
 
 

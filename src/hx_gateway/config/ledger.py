@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, Strict
 
 from hx_gateway.config.sections import Flag, Names, Settings
 
 MIB = 1 << 20
 Days = Annotated[int, Field(ge=0, le=36500)]
 JournalBytes = Annotated[int, Field(ge=MIB, le=1 << 40)]
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text.encode())
+    except re.error as error:
+        raise ValueError(f"should be a regular expression: {error}") from None
+    return text
+
+
+class BodiesSettings(Settings):
+    """Bodies of requests and answers, for administrators to read by request id; headers are never kept."""
+
+    enabled: Flag = Field(default=False, description="Whether bodies are kept; needs a state directory that can be written.")
+    keys: Names = Field(default=(), description="Names of the keys whose bodies are kept; empty for all.")
+    models: Names = Field(default=(), description="Models, aliases and groups whose bodies are kept; empty for all.")
+    max_bytes: Annotated[int, Field(ge=256, le=4 * MIB)] = Field(
+        default=32 << 10, description="Most bytes of each body that are kept; the rest is cut off, and that is said at its end."
+    )
+    redact: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Strict(False)] = Field(
+        default=(), description="Regular expressions of what is replaced by [redacted], beside bearer tokens and keys that begin with sk-."
+    )
+    waiting_max_bytes: Annotated[int, Field(ge=4 * MIB, le=1 << 40)] = Field(
+        default=64 * MIB, description="Most bytes of bodies on disk that are not in the store yet; what comes then is lost and counted."
+    )
 
 
 class LedgerSettings(Settings):
@@ -34,6 +60,7 @@ class LedgerSettings(Settings):
     )
     audit_retention_days: Days = Field(default=0, description="Days for which the log of what administrators did is kept; 0 for ever.")
     bodies_retention_days: Days = Field(default=7, description="Days for which bodies are kept, where there are any; 0 for ever.")
+    bodies: BodiesSettings = Field(default=BodiesSettings(), description="Bodies of requests and answers.")
     end_user_keys: Names = Field(
         default=(), description="Names of the keys that are believed when they say which end user a request is for."
     )

@@ -7,6 +7,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from hx_gateway.core.context import Exchange
+from hx_gateway.ledger.bodies import Bodies
 from hx_gateway.ledger.record import record_of
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ class Ledger:
         trusted: Names of the keys that are believed when they name a user.
     """
 
-    __slots__ = ("_header", "_trusted", "journal", "unrecorded", "wanted")
+    __slots__ = ("_header", "_trusted", "bodies", "journal", "unrecorded", "wanted")
 
     def __init__(self, user_header: str = "", trusted: Iterable[str] = ()) -> None:
         self.journal: Journal | None = None  # None before it is opened, and where it cannot be
+        self.bodies = Bodies()
         self.wanted = True
         self.unrecorded = 0  # exchanges that ended meanwhile, though records are wanted
         self.believe(user_header, trusted)

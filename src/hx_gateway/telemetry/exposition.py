@@ -218,6 +218,11 @@ def _ledger(ledger: Ledger) -> Iterator[Metric]:
         "hx_gateway_journal_discarded", "Segments of dead letters deleted because those were full, too.", value=discarded
     )
     yield GaugeMetricFamily("hx_gateway_journal_pending_bytes", "Journal of all workers that is not in the store yet.", value=pending)
+    bodies = ledger.bodies
+    yield CounterMetricFamily("hx_gateway_bodies_kept", "Exchanges whose bodies were written down.", value=bodies.kept)
+    yield CounterMetricFamily(
+        "hx_gateway_bodies_lost", "Exchanges whose bodies could not be written down: no room, or too many at once.", value=bodies.lost
+    )
 
 
 def collectors(observed: Observed, version: str) -> CollectorRegistry:
