@@ -37,8 +37,14 @@ class Forward:
         exchange.owner = self
 
     def start(self) -> None:
-        """Send the request."""
+        """Send the request.
+
+        Raises:
+            Failure: The upstream is drained (``no_deployment``).
+        """
         exchange = self.exchange
+        if self.endpoint.cool_until_s == inf:
+            raise Failure(errors.NO_DEPLOYMENT, f"{self.endpoint.name} is drained: its operator has taken it out of service")
         headers = b"%bx-request-id: %b\r\n" % (b"".join(exchange.forward), request_id(exchange))
         path = self.endpoint.address.base.encode("latin-1") + exchange.target
         self.endpoint.in_flight += 1

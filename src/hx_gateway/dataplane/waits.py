@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
@@ -75,7 +76,7 @@ def occupied(target: Target, now_s: float) -> bool:
     return any(
         deployment.weight and (deployment.full or now_s < deployment.cool_until_s)
         for deployment in target.deployments
-        if deployment.breaker.state == "closed" and deployment.endpoint.breaker.state == "closed"
+        if deployment.breaker.state == "closed" and deployment.endpoint.breaker.state == "closed" and deployment.endpoint.cool_until_s < inf
     )
 
 
