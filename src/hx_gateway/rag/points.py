@@ -105,9 +105,9 @@ class Point(msgspec.Struct, kw_only=True):
         namespace: Who may see it.
         document: The document's own id.
         chunk: Its place in the document, from 0.
-        text: What was embedded.
+        text: What was embedded, after those of its title and headings that it does not say itself.
         vector: `packed`; empty where it was not asked for.
-        sparse: Its terms; None where it was not asked for, or has none.
+        sparse: Its terms and those of its title and headings; None where it was not asked for, or has none.
         metadata: JSON object; filters look at it.
         content_hash: Of the document it was cut from; equal content need not be embedded again.
     """

@@ -15,7 +15,7 @@ import msgspec
 from hx_gateway.core import errors
 from hx_gateway.core.errors import Blame, Failure
 from hx_gateway.rag.bodies import Chunk, Document, Upsert
-from hx_gateway.rag.chunking import cut
+from hx_gateway.rag.chunking import cut, tokens
 from hx_gateway.rag.points import Collection, Point, StoreUnavailable, Unfit, checked_name, packed
 from hx_gateway.rag.service import Asker, Shelves, namespace_of, suited
 from hx_gateway.rag.sparse import document_terms
@@ -24,6 +24,8 @@ _METADATA = 64 << 10  # bytes as JSON
 _IDS = uuid.UUID("6f2c3c0e-7b0f-5a55-9d6c-2d1d6a1c7e11")
 _AGAIN_S = 5.0
 _LONG = 16_384  # characters that are not cut while others wait
+_READ = 440  # tokens that are embedded at once, by an estimate that is rather too high: small models read 512
+_LEVELS, _TITLE = 8, 200  # headings above a chunk, and characters of each, that are found and embedded with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +52,14 @@ class Result(msgspec.Struct, omit_defaults=True):
 class _Work:
     """One document on its way."""
 
-    __slots__ = ("at", "failure", "hash", "metadata", "result", "texts", "vectors")
+    __slots__ = ("above", "at", "failure", "hash", "inputs", "metadata", "result", "texts", "vectors")
 
     def __init__(self, result: Result, at: str) -> None:
         self.result = result
         self.at = at  # where it stands in the request, for errors
         self.texts: list[str] = []
+        self.above: list[str] = []  # title and headings of each, whose words count as its own
+        self.inputs: list[str] = []  # what is embedded for each: the text after those of them that it does not say itself
         self.vectors: list[bytes] = []  # empty where one is still to be made
         self.metadata: list[dict[str, Any]] = []
         self.hash = ""
@@ -216,12 +220,26 @@ def _prepared(work: _Work, document: Document, limits: Limits) -> None:
         raise Unfit(f"{at}.metadata: at most {_METADATA} bytes as JSON", f"{at}.metadata")
     if b"\\u0000" in metadata.replace(b"\\\\", b""):
         raise Unfit(f"{at}.metadata: holds a NUL character", f"{at}.metadata")
+    for text, about in zip(work.texts, work.metadata, strict=True):
+        above = _above(about)
+        unsaid = "\n".join([part for part in above if part not in text] + [text])
+        work.above.append("\n".join(above))
+        work.inputs.append(unsaid if len(unsaid) > len(text) and tokens(unsaid) <= _READ else text)
     digest = hashlib.sha256(msgspec.json.encode([work.texts, document.format if document.text is not None else ""]) + metadata)
     for vector in work.vectors:
         digest.update(hashlib.sha256(vector).digest())
-    work.hash = digest.hexdigest()[:40]
     if not work.result.id:
-        work.result.id = f"sha256-{work.hash}"
+        work.result.id = f"sha256-{digest.hexdigest()[:40]}"
+    if any(work.above):
+        digest.update(b"titles and headings")  # what was stored without their words is stored again, not called unchanged
+    work.hash = digest.hexdigest()[:40]
+
+
+def _above(metadata: dict[str, Any]) -> list[str]:
+    """What stands above a chunk: the title of its document and the headings that lead to it, each once."""
+    headings = metadata.get("headings")
+    found = [metadata.get("title"), *(headings[:_LEVELS] if isinstance(headings, list) else ())]
+    return list(dict.fromkeys(part.strip()[:_TITLE] for part in found if isinstance(part, str) and part.strip()))
 
 
 class _TooLarge(Unfit):
@@ -310,7 +328,7 @@ class _Call:
         digest = ""
         for start in range(0, len(missing), self.limits.batch):
             part = missing[start : start + self.limits.batch]
-            made = await self.asker.embed(model, [work.texts[number] for work, number in part])
+            made = await self.asker.embed(model, [work.inputs[number] for work, number in part])
             digest = made.digest or digest
             for (work, number), vector in zip(part, made.vectors, strict=True):
                 work.vectors[number] = vector
@@ -326,7 +344,7 @@ class _Call:
 
 def _points(work: _Work) -> Iterator[Point]:
     namespace, document = work.result.namespace, work.result.id
-    for number, (text, vector, metadata) in enumerate(zip(work.texts, work.vectors, work.metadata, strict=True)):
+    for number, (text, above, vector, metadata) in enumerate(zip(work.texts, work.above, work.vectors, work.metadata, strict=True)):
         yield Point(
             id=point_id(namespace, document, number),
             namespace=namespace,
@@ -334,7 +352,7 @@ def _points(work: _Work) -> Iterator[Point]:
             chunk=number,
             text=text,
             vector=vector,
-            sparse=document_terms(text),
+            sparse=document_terms(f"{text}\n{above}"),
             metadata=metadata,
             content_hash=work.hash,
         )

@@ -344,3 +344,35 @@ async def test_two_namespaces_never_see_each_other(steps: list[Any], filter: Any
         # The same id means another document in each.
         mine = {point["id"] for point in together}
         assert await both.store.fetch("documents", other, list(mine)) == []
+
+
+async def test_titles_and_headings_are_found_with_every_chunk_and_embedded_where_it_does_not_say_them(shelves: Shelves) -> None:
+    asker = Embedding()
+    text = "# Wing\n\n" + "flow " * 300 + "\n\n## Jet\n\n" + "heat " * 300
+    await put(shelves, asker, {"id": "a", "text": text, "format": "markdown", "metadata": {"title": "Shock"}}, document("b", "plate"))
+    assert len(asker.embedded) > 3
+    assert all(part.count(word) == 1 for part in asker.embedded[:-1] for word in ("Shock", "Wing"))
+    for word in ("shock", "wing"):
+        points = (await search(shelves, body(Search, query=word, mode="sparse", limit=50), asker))["points"]
+        assert len(points) == len(asker.embedded) - 1, "every chunk of the document, and none of the other"
+        assert not any("Shock" in point["payload"]["text"] for point in points), "a text stays as it was given"
+
+
+async def test_what_was_stored_before_titles_counted_is_stored_again(shelves: Shelves) -> None:
+    asker = Embedding()
+    titled, plain = document("a", "flow", metadata={"title": "Wing"}), document("b", "flow")
+    await put(shelves, asker, titled, plain)
+    old = await shelves.store.documents("documents", "default", ["a"])
+    await shelves.store.upsert(
+        "documents", [msgspec.structs.replace(point, content_hash="of another time", vector=embedding("flow")) for point in old["a"]]
+    )
+    again = await put(shelves, asker, titled, plain)
+    assert [result.status for result in again["documents"]] == ["stored", "unchanged"]
+    assert await found(shelves, asker, query="wing", mode="sparse") == ["flow"]
+
+
+@pytest.mark.parametrize("metadata", [{"title": 7, "headings": "Wing"}, {"title": " ", "headings": [1, None, {}]}, {"title": "x" * 10_000}])
+async def test_a_title_that_is_none_and_one_too_long_to_read_do_no_harm(shelves: Shelves, metadata: dict[str, Any]) -> None:
+    asker = Embedding()
+    assert (await put(shelves, asker, document("a", "flow " * 440, metadata=metadata)))["stored"] == 1
+    assert asker.embedded == ["flow " * 440]
