@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import ssl
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hx_gateway.config.schema import EndpointSettings, GatewayConfig, ModelSettings, UpstreamSettings, is_url
 from hx_gateway.fleet.breaker import Breaker
@@ -15,6 +16,9 @@ from hx_gateway.fleet.endpoint import Address, Deadlines, DeploymentOptions, End
 from hx_gateway.fleet.registry import Kept, Registry, Target
 from hx_gateway.health.teach import teach
 from hx_gateway.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from hx_gateway.local.supervisor import LocalModel
 
 _ENDPOINT_FAILURES = 2  # failed connections in a row after which a server is left alone, unless fewer are configured
 _log = logging.getLogger(__name__)
@@ -339,3 +343,27 @@ def _tls(address: Address, settings: EndpointSettings | None) -> ssl.SSLContext 
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def local_models(config: GatewayConfig) -> list[tuple[str, LocalModel]]:
+    """The servers to run for models given as files, each with its model's name; none is started yet."""
+    from hx_gateway.local.supervisor import LocalModel  # only where a model file is configured
+
+    return [
+        (
+            name,
+            LocalModel(
+                name,
+                settings.path,
+                mode=settings.mode,
+                slots=settings.slots or 1,
+                context=settings.context or 0,
+                threads=settings.threads or 0,
+                api_key=secrets.token_urlsafe(24),
+                start_timeout_s=config.performance.load_timeout_seconds,
+            ),
+        )
+        for name, settings in config.models.items()
+        if settings.path
+        for _ in range(settings.replicas)
+    ]

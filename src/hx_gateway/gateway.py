@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.access.keys import KeyRing
-from hx_gateway.assembly import Assembly
+from hx_gateway.assembly import Assembly, local_models
 from hx_gateway.backing import Backing
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core import errors
@@ -33,12 +32,13 @@ from hx_gateway.health.monitor import Monitor
 from hx_gateway.providers import BUILT_IN as PROVIDERS
 from hx_gateway.routing.policies import Policy, policy
 from hx_gateway.routing.router import Router
-from hx_gateway.telemetry.metrics import Metrics
+from hx_gateway.telemetry.desk import Desk
 from hx_gateway.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from hx_gateway.core.interfaces import Provider, Stage
     from hx_gateway.local.supervisor import LocalModel
+    from hx_gateway.telemetry.book import Book
 
 SWEEP_S = 0.25  # resolution of every deadline
 _FIRST_LOOK_S = 1.0  # at most this long is start-up held up by endpoints that do not answer
@@ -56,16 +56,18 @@ class Gateway:
         local: Model servers started elsewhere for models given as files: model name to pairs of URL and key. None
             starts them here.
         memory: File descriptor of `access.sharing.shared_memory` for limits where nothing can be kept on disk; -1 for none.
+        book: Where counts are kept; None for memory of this process.
     """
 
     def __init__(
-        self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None, memory: int = -1
-    ) -> None:
+        self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None, memory: int = -1,
+        book: Book | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.workers = workers
         self.clock = SystemClock()
         self.ids = RequestIds(self.clock.wall)
-        self.metrics = Metrics(self.clock)
+        self.telemetry = Desk(self.clock, book)
         self.backing = Backing(config, memory)
         self.census = Census(self.backing.metering.limiter)
         self.started_wall_s = self.clock.wall()
@@ -113,7 +115,7 @@ class Gateway:
         self.backing.adopt(config, keys, assembly.endpoints.values())
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
         bodies = [self.backing.ledger.bodies] if config.ledger.bodies.enabled else []
-        proxy.observers = (self.metrics, self.backing.ledger, self.backing.metering, *bodies)
+        proxy.observers = (*self.telemetry.observers, self.backing.ledger, self.backing.metering, *bodies)
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
         self.pipeline = Pipeline([*bodies, *run], proxy.start, proxy.answer, proxy.refuse)
@@ -268,6 +270,7 @@ class Gateway:
             endpoint.pool.close()
         await asyncio.gather(*(model.stop() for model in self.local_models))
         await self.backing.stop()
+        self.telemetry.stop(self)
 
     async def _start_local(self) -> None:
         if self._local_elsewhere is not None:
@@ -341,6 +344,10 @@ class Gateway:
                 self.proxy.sweep(now_s)
             except Exception:  # blame: the gateway's own; heartbeats must go on
                 _log.exception("sending heartbeats failed")
+            try:
+                self.telemetry.tick(self)
+            except Exception:  # blame: the gateway's own; deadlines must go on being kept
+                _log.exception("the metrics could not be brought up to date")
 
 
 class ReloadRefused(Exception):
@@ -362,30 +369,6 @@ class _Plan:
     def registry(self) -> Registry:
         """The registry at the moment of a request."""
         return self._gateway.registry
-
-
-def local_models(config: GatewayConfig) -> list[tuple[str, LocalModel]]:
-    """The servers to run for models given as files, each with its model's name; none is started yet."""
-    from hx_gateway.local.supervisor import LocalModel  # only where a model file is configured
-
-    return [
-        (
-            name,
-            LocalModel(
-                name,
-                settings.path,
-                mode=settings.mode,
-                slots=settings.slots or 1,
-                context=settings.context or 0,
-                threads=settings.threads or 0,
-                api_key=secrets.token_urlsafe(24),
-                start_timeout_s=config.performance.load_timeout_seconds,
-            ),
-        )
-        for name, settings in config.models.items()
-        if settings.path
-        for _ in range(settings.replicas)
-    ]
 
 
 def build(config: GatewayConfig, workers: int = 1, **options: Any) -> Gateway:

@@ -24,6 +24,7 @@ from hx_gateway.core.plugins import UnknownPlugin
 from hx_gateway.server.handover import Handover, arrived
 from hx_gateway.server.housekeeper import Housekeeper
 from hx_gateway.server.notify import Watchdog, inherited, ready, watchdog_s
+from hx_gateway.telemetry.book import Book, shared_pages
 from hx_gateway.telemetry.logs import configure_logs
 
 EXIT_OK, EXIT_FAILED, EXIT_CONFIG = 0, 1, 78
@@ -104,6 +105,7 @@ def _work(
     local: Places | None,
     told: Callable[[], bool] = lambda: False,
     memory: int = -1,
+    book: Book | None = None,
     beat: Callable[[float], object] | None = None,
 ) -> int:
     """Serve on ``listeners`` in this process; ``told`` says whether a signal to end came before this could hear it.
@@ -119,7 +121,7 @@ def _work(
     _on_end(lambda number, _: early.append(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until reloads are served; the file's stamp tells what was missed
     try:
-        gateway = build(config, workers, local=local, memory=memory)
+        gateway = build(config, workers, local=local, memory=memory, book=book)
         host, port = listeners[0].getsockname()[:2]
 
         def started() -> None:
@@ -196,6 +198,7 @@ class _Workers:
         self.config = config = loaded.config
         self.count = config.service.workers
         self.memory = shared_memory()  # for limits, where nothing can be kept on disk
+        self.pages = shared_pages(self.count)  # for what workers count
         self.listeners = list(passed) or [listen(config.service.host, config.service.port, True)]
         port = self.listeners[0].getsockname()[1]
         # One that came to us alone cannot be joined by others: then the workers share it.
@@ -289,7 +292,8 @@ class _Workers:
                 struct.pack_into("d", self.beats, 8 * number, now_s)
 
             # A signal right after the fork still reaches the handler that came along from the parent.
-            return _work(self.loaded, self.again, mine, self.count, self.local, lambda: self.stopping, self.memory, beat)
+            book = Book(self.pages, number)
+            return _work(self.loaded, self.again, mine, self.count, self.local, lambda: self.stopping, self.memory, book, beat)
 
         struct.pack_into("d", self.beats, 8 * number, 0.0)
         pid = _forked(child)
@@ -360,7 +364,7 @@ def _serve_local(config: GatewayConfig, forked: Callable[[], None]) -> tuple[int
 
 
 async def _keep_local(config: GatewayConfig, writing: int) -> int:
-    from hx_gateway.gateway import local_models
+    from hx_gateway.assembly import local_models
     from hx_gateway.local.supervisor import LocalModelError
 
     models = local_models(config)

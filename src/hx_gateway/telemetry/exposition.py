@@ -1,58 +1,56 @@
-"""The metrics in Prometheus' text format: counters as they stand, and the fleet's state at the moment of the scrape."""
+"""The metrics in Prometheus' text format: the counts of all workers added up, and the state of things as they last told it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from hx_gateway.core.errors import CATALOGUE
-from hx_gateway.dataplane.shelf import Shelf
-from hx_gateway.health.summary import deployment_usable
-from hx_gateway.ledger.observer import Ledger
-from hx_gateway.telemetry.cached import cached
-from hx_gateway.telemetry.limited import limited
-from hx_gateway.telemetry.metrics import OVERHEAD_SECONDS, SECONDS, Metrics, Times
+from hx_gateway.telemetry import metrics as numbers
+from hx_gateway.telemetry.book import Book
+from hx_gateway.telemetry.families import FAMILIES, TOKENS, Family
+from hx_gateway.telemetry.reporting import Sample, kept, terms
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Registry
+    from hx_gateway.telemetry.desk import Desk
 
 _THROTTLED = frozenset(("rate_limit_exceeded", "insufficient_quota", "overloaded", "upstream_busy"))
 _BLAME = {kind.code: kind.blame.value for kind in CATALOGUE}
-_BREAKER_STATES = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
-
-
-class Kept(Protocol):
-    """What keeps something for the gateway."""
-
-    @property
-    def ledger(self) -> Ledger: ...
-
-    @property
-    def metering(self) -> Any: ...
-
-    @property
-    def shelf(self) -> Shelf: ...
-
-    @property
-    def redis(self) -> Any: ...
+_OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings"}
+_PROVIDER = "hx_gateway"
+_TIMES = {
+    "hx_gateway_response_seconds": (numbers.RESPONSE, "gen_ai_server_request_duration_seconds"),
+    "hx_gateway_first_token_seconds": (numbers.FIRST, "gen_ai_server_time_to_first_token_seconds"),
+    "hx_gateway_output_token_seconds": (numbers.PACE, "gen_ai_server_time_per_output_token_seconds"),
+}
+Labels = tuple[str, ...]
 
 
 class Observed(Protocol):
     """What is reported on: the gateway, as far as it is needed here."""
 
     @property
-    def backing(self) -> Kept: ...
+    def backing(self) -> Any: ...
 
     @property
     def registry(self) -> Registry: ...
 
     @property
-    def metrics(self) -> Metrics: ...
+    def router(self) -> Any: ...
+
+    @property
+    def proxy(self) -> Any: ...
+
+    @property
+    def telemetry(self) -> Desk: ...
+
+    @property
+    def reloading(self) -> Any: ...
 
     @property
     def started_wall_s(self) -> float: ...
@@ -65,171 +63,172 @@ class Observed(Protocol):
 
 
 class GatewayCollector(Collector):
-    """Turns the counters of `Metrics` and the live state of the registry into metric families."""
+    """Turns the book, and what this worker can tell at the moment of a scrape, into metric families.
 
-    def __init__(self, observed: Observed, version: str) -> None:
+    Args:
+        observed: The gateway of the worker that was asked.
+        version: The gateway's version.
+        state: Reads what the housekeeper last told.
+    """
+
+    def __init__(self, observed: Observed, version: str, state: Callable[[], dict[str, Any] | None] = lambda: None) -> None:
         self._observed = observed
         self._version = version
+        self._state = state
 
     def collect(self) -> Iterable[Metric]:
-        """All families; read in one go on the loop's own thread, so they agree with each other."""
+        """All families."""
         observed = self._observed
-        info = GaugeMetricFamily("hx_gateway_info", "Always 1; its label tells the version.", labels=["version"])
-        info.add_metric([self._version], 1.0)
-        yield info
-        yield GaugeMetricFamily("hx_gateway_start_time_seconds", "When the gateway started, in Unix time.", value=observed.started_wall_s)
-        yield GaugeMetricFamily(
-            "hx_gateway_ready", "1 while requests are taken, 0 before start and while draining.", value=float(observed.ready and not observed.draining)
-        )  # fmt: skip
-        yield from _requests(observed.metrics)
-        yield from _times_taken(observed.metrics)
-        yield from _endpoints(observed.registry)
-        yield from _deployments(observed.registry)
-        yield from limited(observed.backing)
-        yield from cached(observed.backing.shelf)
-        yield from _ledger(observed.backing.ledger)
+        observed.telemetry.report(observed)
+        told: list[Sample] = [("hx_gateway_info", (self._version,), 1.0), *kept(self._state()), *terms(observed)]
+        yield from families(observed.telemetry.book, told)
 
 
-def _requests(metrics: Metrics) -> Iterator[Metric]:
-    requests = CounterMetricFamily(
-        "hx_gateway_requests", "Requests that came to an end.", labels=["route", "target", "model", "endpoint", "status", "code"]
-    )
-    refused = CounterMetricFamily(
-        "hx_gateway_errors", "Requests that ended in an error, and whose fault it was.", labels=["route", "code", "blame"]
-    )
-    throttled = CounterMetricFamily("hx_gateway_throttled", "Requests refused by a limit.", labels=["route", "code"])
-    tokens = CounterMetricFamily("hx_gateway_tokens", "Tokens read and written by models.", labels=["target", "model", "kind"])
-    errors: dict[tuple[str, str], int] = {}
-    used: dict[tuple[str, str, str], int] = {}
-    for (route, target, model, endpoint, code, status), series in metrics.series.items():
-        requests.add_metric([route, target, model, endpoint, str(status), code], series.count)
+class _Sums:
+    """The numbers of a book, with those of all workers made into one."""
+
+    def __init__(self, book: Book, told: Iterable[Sample]) -> None:
+        self.vectors: dict[str, dict[Labels, list[float]]] = {}
+        self.values: dict[str, dict[Labels, float]] = {}
+        self.exemplars: dict[tuple[str, ...], Exemplar] = {}
+        for name, labels, value in told:
+            self._gauge(name, labels, value)
+        for entries, beat_s in book.pages():
+            for name, labels, cells in entries:
+                if name in FAMILIES and FAMILIES[name].kind in ("sum", "max", "min"):
+                    if beat_s and cells[1] == beat_s:
+                        self._gauge(name, labels, cells[0])
+                    continue
+                if name == "exemplar":
+                    self._exemplar(labels, cells.tobytes())
+                    continue
+                known = self.vectors.setdefault(name, {})
+                before = known.get(labels)
+                known[labels] = list(cells) if before is None else [a + b for a, b in zip(before, cells, strict=True)]
+
+    def _gauge(self, name: str, labels: Labels, value: float) -> None:
+        known = self.values.setdefault(name, {})
+        if labels not in known:
+            known[labels] = value
+        else:
+            kind = FAMILIES[name].kind
+            before = known[labels]
+            known[labels] = before + value if kind == "sum" else max(before, value) if kind == "max" else min(before, value)
+
+    def _exemplar(self, labels: Labels, data: bytes) -> None:
+        value, at_s = memoryview(data[:16]).cast("d")
+        before = self.exemplars.get(labels)
+        if at_s and (before is None or float(before.timestamp or 0.0) < at_s):
+            self.exemplars[labels] = Exemplar({"trace_id": data[16:48].decode()}, value, at_s)
+
+    def of(self, name: str) -> Iterator[tuple[Labels, list[float]]]:
+        yield from sorted(self.vectors.get(name, {}).items())
+
+
+def families(book: Book, told: Iterable[Sample] = ()) -> Iterator[Metric]:
+    """Every family of `FAMILIES`.
+
+    Args:
+        book: The worker's; read are the pages of all.
+        told: Further samples of gauges.
+    """
+    sums = _Sums(book, told)
+    derived = dict(_requests(sums))
+    for family in FAMILIES.values():
+        if family.kind == "histogram":
+            yield _histogram(family, sums)
+        elif family.kind == "counter":
+            counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
+            rows = derived.get(family.name)
+            for labels, value in sorted(rows.items()) if rows is not None else ((found, cells[0]) for found, cells in sums.of(family.name)):
+                counter.add_metric(labels, value)
+            yield counter
+        else:
+            gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+            for labels, value in sorted(sums.values.get(family.name, {}).items()):
+                gauge.add_metric(labels, value)
+            yield gauge
+
+
+def _requests(sums: _Sums) -> Iterator[tuple[str, dict[Labels, float]]]:
+    """The counters that the series of requests, attempts and loads hold."""
+    requests: dict[Labels, float] = {}
+    errors: dict[Labels, float] = {}
+    throttled: dict[Labels, float] = {}
+    tokens: dict[Labels, float] = {}
+    cost: dict[Labels, float] = {}
+
+    def add(counts: dict[Labels, float], labels: Labels, value: float) -> None:
+        counts[labels] = counts.get(labels, 0.0) + value
+
+    for (route, target, model, endpoint, status, code, source), cells in sums.of("requests"):
+        count = cells[numbers.COUNT]
+        add(requests, (route, target, model, endpoint, status, code), count)
         if code:
-            errors[route, code] = errors.get((route, code), 0) + series.count
-        kinds = (("prompt", series.prompt_tokens), ("completion", series.completion_tokens), ("cached", series.cached_tokens))
-        for kind, count in kinds:
-            if count:
-                used[target, model, kind] = used.get((target, model, kind), 0) + count
-    for (route, code), count in errors.items():
-        refused.add_metric([route, code, _BLAME.get(code, "")], count)
-        if code in _THROTTLED:
-            throttled.add_metric([route, code], count)
-    for labels, count in used.items():
-        tokens.add_metric(list(labels), count)
-    attempts = CounterMetricFamily(
-        "hx_gateway_attempts",
-        "Calls to model servers: how requests were distributed, and how the calls ended.",
-        labels=["target", "model", "endpoint", "code"],
+            add(errors, (route, code, _BLAME.get(code, "")), count)
+            if code in _THROTTLED:
+                add(throttled, (route, code), count)
+        for kind, number in (("prompt", numbers.PROMPT), ("completion", numbers.COMPLETION), ("cached", numbers.CACHED)):
+            if cells[number]:
+                add(tokens, (target, model, kind, source), cells[number])
+        if cells[numbers.COST]:
+            add(cost, (target, model, endpoint), cells[numbers.COST])
+    yield from (
+        ("hx_gateway_requests", requests),
+        ("hx_gateway_errors", errors),
+        ("hx_gateway_throttled", throttled),
+        ("hx_gateway_tokens", tokens),
+        ("hx_gateway_cost", cost),
+        ("hx_gateway_attempts", {labels: cells[0] for labels, cells in sums.of("attempts")}),
+        ("hx_gateway_model_loads", {labels: cells[0] for labels, cells in sums.of("loads")}),
+        ("hx_gateway_model_load_seconds", {labels: cells[1] for labels, cells in sums.of("loads")}),
     )
-    for attempt, count in metrics.attempts.items():
-        attempts.add_metric(list(attempt), count)
-    yield from (requests, refused, throttled, tokens, attempts)
 
 
-def _times_taken(metrics: Metrics) -> Iterator[Metric]:
-    response = HistogramMetricFamily(
-        "hx_gateway_response_seconds", "From the request received to the last byte handed on.", labels=["route", "model"]
-    )
-    for labels, times in metrics.durations.items():
-        _add(response, list(labels), SECONDS, times)
-    first = HistogramMetricFamily(
-        "hx_gateway_first_token_seconds", "From the request received to the first byte of a stream.", labels=["route", "model"]
-    )
-    for labels, times in metrics.first_tokens.items():
-        _add(first, list(labels), SECONDS, times)
-    overhead = HistogramMetricFamily(
-        "hx_gateway_overhead_seconds", "Response time of whole answers without the wait for the model server.", labels=["route"]
-    )
-    for route, times in metrics.overheads.items():
-        _add(overhead, [route], OVERHEAD_SECONDS, times)
-    yield from (response, first, overhead)
+def _histogram(family: Family, sums: _Sums) -> HistogramMetricFamily:
+    """A histogram, from the series of times that hold it."""
+    made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    name, bounds = family.name, family.bounds
+    if name == "hx_gateway_overhead_seconds":
+        for labels, cells in sums.of("overhead"):
+            _add(made, labels, bounds, cells, sums, (name, *labels))
+    elif name == "hx_gateway_queue_wait_seconds":
+        for labels, cells in sums.of("waits"):
+            _add(made, labels, bounds, cells, sums, (name, *labels))
+    elif name == "gen_ai_client_token_usage":
+        for (route, model), cells in sums.of("times"):
+            if route in _OPERATIONS and model:
+                for kind, start in (("input", numbers.READ), ("output", numbers.WRITTEN)):
+                    part = cells[start : start + len(TOKENS) + 2]
+                    _add(made, (_OPERATIONS[route], _PROVIDER, model, kind), bounds, part, sums, ())
+    else:
+        for own, (start, theirs) in _TIMES.items():
+            for (route, model), cells in sums.of("times"):
+                part = cells[start : start + len(bounds) + 2]
+                if name == own:
+                    _add(made, (route, model), bounds, part, sums, (own, route, model))
+                elif name == theirs and route in _OPERATIONS and model:
+                    _add(made, (_OPERATIONS[route], _PROVIDER, model), bounds, part, sums, (own, route, model))
+    return made
 
 
-def _add(family: HistogramMetricFamily, labels: list[str], bounds: tuple[float, ...], times: Times) -> None:
-    buckets: list[tuple[str, float]] = []
+def _add(
+    family: HistogramMetricFamily, labels: Labels, bounds: tuple[float, ...], cells: list[float], sums: _Sums, series: tuple[str, ...]
+) -> None:
+    buckets: list[Any] = []
     total = 0.0
-    for bound, count in zip((*map(str, bounds), "+Inf"), times, strict=False):
+    for number, (bound, count) in enumerate(zip((*map(str, bounds), "+Inf"), cells, strict=False)):
         total += count
-        buckets.append((bound, total))
+        exemplar = sums.exemplars.get((*series, str(number)))
+        buckets.append((bound, total) if exemplar is None else (bound, total, exemplar))
     if total:
-        family.add_metric(labels, buckets, times[-1])
+        family.add_metric(labels, buckets, cells[-1])
 
 
-def _endpoints(registry: Registry) -> Iterator[Metric]:
-    up = GaugeMetricFamily("hx_gateway_endpoint_up", "1 if the last probe went well, else 0; absent before the first.", labels=["endpoint"])
-    in_flight = GaugeMetricFamily("hx_gateway_endpoint_in_flight", "Calls under way at an endpoint.", labels=["endpoint"])
-    breaker = GaugeMetricFamily("hx_gateway_endpoint_breaker", "An endpoint's breaker: 0 closed, 1 half-open, 2 open.", labels=["endpoint"])
-    limit = GaugeMetricFamily("hx_gateway_endpoint_limit", "Most calls at once; absent for no limit.", labels=["endpoint"])
-    for endpoint in registry.endpoints.values():
-        labels = [endpoint.name]
-        if endpoint.facts.healthy is not None:
-            up.add_metric(labels, float(endpoint.facts.healthy))
-        in_flight.add_metric(labels, endpoint.in_flight)
-        breaker.add_metric(labels, _BREAKER_STATES[endpoint.breaker.state])
-        if endpoint.max_concurrent:
-            limit.add_metric(labels, endpoint.max_concurrent)
-    yield from (up, in_flight, breaker, limit)
-
-
-def _deployments(registry: Registry) -> Iterator[Metric]:
-    labels = ["model", "endpoint"]
-    in_flight = GaugeMetricFamily("hx_gateway_deployment_in_flight", "Calls under way for a model at an endpoint.", labels=labels)
-    breaker = GaugeMetricFamily(
-        "hx_gateway_deployment_breaker", "Breaker of a model at an endpoint: 0 closed, 1 half-open, 2 open.", labels=labels
-    )
-    limit = GaugeMetricFamily("hx_gateway_deployment_limit", "Most calls at once; absent for no limit.", labels=labels)
-    available = GaugeMetricFamily(
-        "hx_gateway_available_ratio", "Share of the deployments of a public name that can be used now.", labels=["target"]
-    )
-    seen: set[tuple[str, str]] = set()
-    for target in registry.targets.values():
-        usable = 0
-        for deployment in target.deployments:
-            usable += deployment_usable(deployment)
-            key = (deployment.model, deployment.endpoint.name)
-            if key in seen:
-                continue
-            seen.add(key)
-            in_flight.add_metric(key, deployment.in_flight)
-            breaker.add_metric(key, _BREAKER_STATES[deployment.breaker.state])
-            if deployment.max_concurrent:
-                limit.add_metric(key, deployment.max_concurrent)
-        if target.deployments:
-            available.add_metric([target.name], usable / len(target.deployments))
-    yield from (in_flight, breaker, limit, available)
-
-
-def _ledger(ledger: Ledger) -> Iterator[Metric]:
-    journal = ledger.journal
-    written, lost, buried, discarded, pending = (
-        (journal.records, journal.lost, journal.dead_lettered, journal.discarded, journal.pending_bytes)
-        if journal is not None
-        else (0,) * 5
-    )
-    yield CounterMetricFamily("hx_gateway_journal_records", "Usage records written to the journal.", value=written)
-    yield CounterMetricFamily(
-        "hx_gateway_journal_lost",
-        "Usage records that could not be written: the disk or the journal is full.",
-        value=lost + ledger.unrecorded,
-    )
-    yield CounterMetricFamily(
-        "hx_gateway_journal_dead_lettered", "Usage records moved aside because the journal was full and the store away.", value=buried
-    )
-    yield CounterMetricFamily(
-        "hx_gateway_journal_discarded", "Segments of dead letters deleted because those were full, too.", value=discarded
-    )
-    yield GaugeMetricFamily("hx_gateway_journal_pending_bytes", "Journal of all workers that is not in the store yet.", value=pending)
-    bodies = ledger.bodies
-    yield CounterMetricFamily("hx_gateway_bodies_kept", "Exchanges whose bodies were written down.", value=bodies.kept)
-    yield CounterMetricFamily(
-        "hx_gateway_bodies_lost", "Exchanges whose bodies could not be written down: no room, or too many at once.", value=bodies.lost
-    )
-
-
-def collectors(observed: Observed, version: str) -> CollectorRegistry:
-    """A registry of its own with everything this process reports, its memory and processor time included."""
+def collectors(observed: Observed, version: str, state: Callable[[], dict[str, Any] | None] = lambda: None) -> CollectorRegistry:
+    """A registry of its own with everything the gateway reports; the arguments are those of `GatewayCollector`."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(GatewayCollector(observed, version))
-    ProcessCollector(registry=registry)
+    registry.register(GatewayCollector(observed, version, state))
     return registry
 
 

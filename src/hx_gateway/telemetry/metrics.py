@@ -2,118 +2,119 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hx_gateway.core.clock import Clock, SystemClock
 from hx_gateway.core.context import Exchange
+from hx_gateway.ledger.pricing import cost_of, engine_s, worked
+from hx_gateway.telemetry.book import Book, Cells
+from hx_gateway.telemetry.families import OVERHEAD_SECONDS, SECONDS, TOKEN_SECONDS, TOKENS
 
 if TYPE_CHECKING:
     from hx_gateway.core.errors import Failure
+    from hx_gateway.fleet.endpoint import Prices
 
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Upper bounds of the buckets for response times and times to the first token, in seconds."""
-OVERHEAD_SECONDS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-"""Upper bounds of the buckets for the gateway's own share of a response time, in seconds."""
+COUNT, PROMPT, COMPLETION, CACHED, COST = range(5)
+"""Numbers of a series ``requests`` in the book: exchanges, tokens by kind, money. Its labels are those of `Metrics.finished`."""
 
-RequestKey = tuple[str, str, str, str, str, int]
-"""Route, public name, model, endpoint, error code (empty for success), status."""
-AttemptKey = tuple[str, str, str, str]
-"""Public name, model, endpoint, error code (empty for an answer)."""
-
-Times = list[float]
-"""A histogram: one count per bucket, one for all above the last bound, and the sum of the values."""
-
-
-def _times(bounds: tuple[float, ...]) -> Times:
-    return [0.0] * (len(bounds) + 2)
+# Numbers of a series `times`: for each histogram one count a bucket, one for all above the last bound, and the sum.
+RESPONSE = 0
+FIRST = RESPONSE + len(SECONDS) + 2
+PACE = FIRST + len(SECONDS) + 2
+READ = PACE + len(TOKEN_SECONDS) + 2
+WRITTEN = READ + len(TOKENS) + 2
+_TIMES = WRITTEN + len(TOKENS) + 2
+_RESPONSE_SUM, _FIRST_SUM, _PACE_SUM, _READ_SUM, _WRITTEN_SUM = FIRST - 1, PACE - 1, READ - 1, WRITTEN - 1, _TIMES - 1
+_MOST_RESOLVED = 4096  # combinations whose series is remembered; fleets of before a reload go with the others
 
 
 class Series:
-    """Everything counted under one `RequestKey`; the histograms are shared with its siblings of the same route and model."""
+    """Where an exchange of one kind is counted; the times are shared with its siblings of the same route and model."""
 
-    __slots__ = ("cached_tokens", "completion_tokens", "count", "duration", "first_token", "overhead", "prompt_tokens")
+    __slots__ = ("cells", "free", "overhead", "prices", "times")
 
-    def __init__(self, duration: Times, first_token: Times, overhead: Times) -> None:
-        self.count = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.cached_tokens = 0
-        self.duration = duration
-        self.first_token = first_token
+    def __init__(self, cells: Cells, times: list[float], overhead: list[float]) -> None:
+        self.cells = cells
+        self.times = times
         self.overhead = overhead
+        self.prices: Prices | None = None
+        self.free = True
 
 
 class Metrics:
-    """An observer that keeps counters and histograms of one process.
+    """An observer that keeps counters and histograms.
+
+    What has to agree with the ledger is written to the book at once, and is there whatever ends this process the moment
+    after. Times are kept in lists, at half the cost, until `flush`.
 
     Labels are bounded: routes and error codes are fixed, and public names, models and endpoints are taken from the
     registry only, never from what a client sent.
 
     Args:
         clock: Source of time; the same monotonic clock that stamps exchanges.
+        book: Where they are kept; None for memory of this process.
     """
 
-    __slots__ = ("_now", "attempts", "durations", "first_tokens", "overheads", "series")
+    __slots__ = ("_attempts", "_lists", "_now", "_series", "book")
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, book: Book | None = None) -> None:
         self._now = (clock or SystemClock()).monotonic
-        self.series: dict[RequestKey, Series] = {}
-        self.attempts: dict[AttemptKey, int] = {}
-        self.durations: dict[tuple[str, str], Times] = {}
-        self.first_tokens: dict[tuple[str, str], Times] = {}
-        self.overheads: dict[str, Times] = {}
+        self.book = book or Book()
+        self._series: dict[tuple[Any, ...], Series] = {}
+        self._lists: dict[tuple[str, tuple[str, ...]], tuple[list[float], Cells]] = {}
+        self._attempts: dict[tuple[Any, ...], Cells] = {}
 
     def attempted(self, exchange: Exchange, failure: Failure | None, /) -> None:
         """Count one attempt on a deployment."""
-        deployment = exchange.deployment
-        target = exchange.candidates
-        key = (
-            target.name if target is not None else "",
-            deployment.model,
-            deployment.endpoint.name,
-            failure.kind.code if failure is not None else "",
-        )
-        self.attempts[key] = self.attempts.get(key, 0) + 1
+        key = (exchange.candidates, exchange.deployment, failure.kind.code if failure is not None else "")
+        cells = self._attempts.get(key)
+        if cells is None:
+            if len(self._attempts) >= _MOST_RESOLVED:
+                self._attempts.clear()
+            target, deployment, code = key
+            labels = (target.name if target is not None else "", deployment.model, deployment.endpoint.name, code)
+            cells = self._attempts[key] = self.book.cells("attempts", labels, 1)
+        cells[0] += 1.0
 
     def finished(self, exchange: Exchange, /) -> None:
-        """Count one exchange, its times and its tokens.
+        """Count one exchange, its times, tokens and cost.
 
         The overhead is the response time without the wait for the model server. It is taken where that wait is known:
         whole answers and refusals, at the first attempt.
         """
         now_s = self._now()
         deployment = exchange.deployment
-        target = exchange.candidates
         outcome = exchange.outcome
-        if deployment is not None:
-            model, endpoint = deployment.model, deployment.endpoint.name
-        else:
-            model = endpoint = ""
         key = (
-            exchange.route.name,
-            target.name if target is not None else "",
-            model,
-            endpoint,
+            exchange.route,
+            exchange.candidates,
+            deployment or exchange.upstream,
             outcome.code if outcome is not None else "",
             exchange.status,
+            exchange.cached,
         )
-        series = self.series.get(key)
+        series = self._series.get(key)
         if series is None:
             series = self._open(key)
-        series.count += 1
+        cells, times = series.cells, series.times
+        cells[COUNT] += 1.0
         received_s = exchange.received_s
         taken_s = now_s - received_s
-        times = series.duration
         times[bisect_left(SECONDS, taken_s)] += 1.0
-        times[-1] += taken_s
+        times[_RESPONSE_SUM] += taken_s
+        prompt, completion = exchange.prompt_tokens, exchange.completion_tokens
         first_s = exchange.first_byte_s
         facts = exchange.facts
         if first_s and facts is not None and facts.stream:
             waited_s = first_s - received_s
-            times = series.first_token
-            times[bisect_left(SECONDS, waited_s)] += 1.0
-            times[-1] += waited_s
+            times[FIRST + bisect_left(SECONDS, waited_s)] += 1.0
+            times[_FIRST_SUM] += waited_s
+            if completion > 1 and not exchange.cached:
+                each_s = (now_s - first_s) / (completion - 1)
+                times[PACE + bisect_left(TOKEN_SECONDS, each_s)] += 1.0
+                times[_PACE_SUM] += each_s
         elif exchange.attempts < 2:
             call_s = exchange.call_s
             if first_s and call_s:
@@ -121,23 +122,64 @@ class Metrics:
             elif exchange.attempts:
                 call_s = -1.0  # asked, but not answered: whose time it was is not known
             if call_s >= 0.0:
-                times = series.overhead
-                times[bisect_left(OVERHEAD_SECONDS, taken_s)] += 1.0
-                times[-1] += taken_s
-        if exchange.cached:
-            return  # its tokens were read and written for another
-        if exchange.prompt_tokens > 0:
-            series.prompt_tokens += exchange.prompt_tokens
-        if exchange.completion_tokens > 0:
-            series.completion_tokens += exchange.completion_tokens
+                overhead = series.overhead
+                overhead[bisect_left(OVERHEAD_SECONDS, taken_s)] += 1.0
+                overhead[-1] += taken_s
+        if prompt > 0:
+            cells[PROMPT] += prompt
+            times[READ + bisect_left(TOKENS, prompt)] += 1.0
+            times[_READ_SUM] += prompt
+        if completion > 0:
+            cells[COMPLETION] += completion
+            times[WRITTEN + bisect_left(TOKENS, completion)] += 1.0
+            times[_WRITTEN_SUM] += completion
         if exchange.cached_tokens > 0:
-            series.cached_tokens += exchange.cached_tokens
+            cells[CACHED] += exchange.cached_tokens
+        if deployment is not None:
+            prices = deployment.prices
+            if prices is not series.prices:
+                series.prices = prices
+                series.free = not (
+                    prices.per_request
+                    or prices.per_prompt_token
+                    or prices.per_completion_token
+                    or prices.per_cached_token
+                    or prices.per_engine_second
+                )
+            if not series.free and worked(exchange):
+                cells[COST] += cost_of(prices, prompt, completion, exchange.cached_tokens, engine_s(exchange, now_s))
+            if exchange.load_s and not exchange.cached:
+                loads = self.book.cells("loads", (deployment.model, deployment.endpoint.name), 2)
+                loads[0] += 1.0
+                loads[1] += exchange.load_s
+        if exchange.queued_s:
+            target = exchange.candidates
+            waits = self._list("waits", (target.name if target is not None else "",), len(SECONDS) + 2)
+            waits[bisect_left(SECONDS, exchange.queued_s)] += 1.0
+            waits[-1] += exchange.queued_s
 
-    def _open(self, key: RequestKey) -> Series:
-        route, model = key[0], key[2]
-        series = self.series[key] = Series(
-            self.durations.setdefault((route, model), _times(SECONDS)),
-            self.first_tokens.setdefault((route, model), _times(SECONDS)),
-            self.overheads.setdefault(route, _times(OVERHEAD_SECONDS)),
+    def _open(self, key: tuple[Any, ...]) -> Series:
+        if len(self._series) >= _MOST_RESOLVED:
+            self._series.clear()
+        route, target, place, code, status, cached = key
+        model, endpoint = ("", place) if isinstance(place, str) else (place.model, place.endpoint.name)
+        source = "cache" if cached else "engine"
+        labels = (route.name, target.name if target is not None else "", model, endpoint, str(status), code, source)
+        series = self._series[key] = Series(
+            self.book.cells("requests", labels, 5),
+            self._list("times", (route.name, model), _TIMES),
+            self._list("overhead", (route.name,), len(OVERHEAD_SECONDS) + 2),
         )
         return series
+
+    def _list(self, name: str, labels: tuple[str, ...], width: int) -> list[float]:
+        found = self._lists.get((name, labels))
+        if found is None:
+            cells = self.book.cells(name, labels, width)
+            found = self._lists[name, labels] = (list(cells), cells)
+        return found[0]
+
+    def flush(self) -> None:
+        """Write the times to the book; called a few times a second, before each scrape, and at the end."""
+        for values, cells in self._lists.values():
+            cells[:] = array("d", values)

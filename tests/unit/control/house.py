@@ -14,10 +14,13 @@ from hx_gateway.control.app import create_app
 from hx_gateway.core.clock import ManualClock
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.identifiers import RequestIds
+from hx_gateway.dataplane.proxy import Proxy
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, DeploymentOptions, Endpoint
 from hx_gateway.fleet.registry import Registry, Target
-from hx_gateway.telemetry.metrics import Metrics
+from hx_gateway.routing.policies import policy
+from hx_gateway.routing.router import Router
+from hx_gateway.telemetry.desk import Desk
 
 MASTER = "sk-hx-admin-01"
 USER = "sk-hx-user-02"
@@ -69,7 +72,10 @@ class House:
         self.backing = Backing(self.config)  # not started: nothing is kept
         self.clock = ManualClock(500.0)
         self.started_wall_s = self.clock.wall()
-        self.metrics = Metrics(self.clock)
+        self.telemetry = Desk(self.clock)
+        self.router = Router(policy)
+        self.proxy = Proxy(self.router, lambda endpoint: None)  # type: ignore[arg-type,return-value]
+        self.reloading = None
         self.ids = RequestIds(self.clock.wall)
         self.draining = False
         self.ready = True

@@ -13,13 +13,18 @@ from hx_gateway.core.clock import ManualClock
 from hx_gateway.core.context import CHAT, EMBEDDINGS, FORWARD, Exchange, Route
 from hx_gateway.core.errors import Failure
 from hx_gateway.dataplane.metering import Metering
+from hx_gateway.dataplane.proxy import Proxy
 from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.deployment import Deployment
-from hx_gateway.fleet.endpoint import Address, Endpoint
+from hx_gateway.fleet.endpoint import Address, Endpoint, Prices
 from hx_gateway.fleet.registry import Registry, Target
 from hx_gateway.ledger.observer import Ledger
+from hx_gateway.routing.policies import policy
+from hx_gateway.routing.router import Router
+from hx_gateway.telemetry.desk import Desk
 from hx_gateway.telemetry.exposition import collectors, render
+from hx_gateway.telemetry.families import FAMILIES
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.testing.factories import DeafClient
 
@@ -40,6 +45,7 @@ class Kept:
     ledger: Ledger = field(default_factory=Ledger)
     metering: Metering = field(default_factory=Metering)
     redis: None = None
+    vectors_open: bool = False
     shelf: Shelf = field(default_factory=Shelf)
 
 
@@ -47,12 +53,21 @@ class Kept:
 class Observed:
     """A gateway, as far as metrics look at it."""
 
-    metrics: Metrics
+    telemetry: Desk
     registry: Registry = field(default_factory=lambda: Registry({"hx-chat": TARGET}, {"llm-01": ENDPOINT}))
     started_wall_s: float = 1_700_000_000.0
     backing: Kept = field(default_factory=Kept)
     draining: bool = False
     ready: bool = True
+    reloading: None = None
+    router: Router = field(default_factory=lambda: Router(policy))
+    proxy: Proxy = field(default_factory=lambda: Proxy(Router(policy), lambda endpoint: None))  # type: ignore[arg-type,return-value]
+
+
+def desk(metrics: Metrics) -> Desk:
+    made = Desk(ManualClock(), metrics.book)
+    made.metrics = metrics
+    return made
 
 
 def exchange(route: Route = CHAT, stream: bool = False, at_s: float = 100.0, **changes: Any) -> Exchange:
@@ -77,7 +92,7 @@ def refused(kind: errors.ErrorKind) -> Exchange:
 
 
 def samples(metrics: Metrics, **parts: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    body, content_type = render(collectors(Observed(metrics, **parts), "1.2.3"))
+    body, content_type = render(collectors(Observed(desk(metrics), **parts), "1.2.3"))
     assert content_type.startswith("text/plain")
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -98,9 +113,9 @@ def test_an_answer_is_counted_with_times_and_tokens() -> None:
     found = samples(metrics)
     labels = {"route": "chat", "target": "hx-chat", "model": "phi3", "endpoint": "llm-01", "status": "200", "code": ""}
     assert value(found, "hx_gateway_requests_total", **labels) == 2
-    assert value(found, "hx_gateway_tokens_total", target="hx-chat", model="phi3", kind="prompt") == 10
-    assert value(found, "hx_gateway_tokens_total", target="hx-chat", model="phi3", kind="completion") == 4
-    assert value(found, "hx_gateway_tokens_total", target="hx-chat", model="phi3", kind="cached") == 2
+    assert value(found, "hx_gateway_tokens_total", target="hx-chat", model="phi3", kind="prompt", source="engine") == 10
+    assert value(found, "hx_gateway_tokens_total", target="hx-chat", model="phi3", kind="completion", source="engine") == 4
+    assert value(found, "hx_gateway_tokens_total", target="hx-chat", model="phi3", kind="cached", source="engine") == 2
     assert value(found, "hx_gateway_response_seconds_count", route="chat", model="phi3") == 2
     assert value(found, "hx_gateway_response_seconds_sum", route="chat", model="phi3") == pytest.approx(0.406)
     assert value(found, "hx_gateway_response_seconds_bucket", route="chat", model="phi3", le="0.1") == 0
@@ -111,8 +126,8 @@ def test_an_answer_is_counted_with_times_and_tokens() -> None:
 def test_overhead_is_the_time_without_the_model_server() -> None:
     metrics = Metrics(ManualClock(100.203))  # 1 ms before the call, 200 ms waiting, 2 ms after
     metrics.finished(exchange())
-    assert metrics.overheads["chat"][-1] == pytest.approx(0.003)
     found = samples(metrics)
+    assert value(found, "hx_gateway_overhead_seconds_sum", route="chat") == pytest.approx(0.003)
     assert value(found, "hx_gateway_overhead_seconds_bucket", route="chat", le="0.0025") == 0
     assert value(found, "hx_gateway_overhead_seconds_bucket", route="chat", le="0.005") == 1
 
@@ -120,7 +135,7 @@ def test_overhead_is_the_time_without_the_model_server() -> None:
 def test_a_refusal_is_all_overhead() -> None:
     metrics = Metrics(ManualClock(100.0004))
     metrics.finished(refused(errors.INVALID_API_KEY))
-    assert metrics.overheads["chat"][-1] == pytest.approx(0.0004)
+    assert value(samples(metrics), "hx_gateway_overhead_seconds_sum", route="chat") == pytest.approx(0.0004)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +149,9 @@ def test_a_refusal_is_all_overhead() -> None:
 def test_no_overhead_where_the_servers_share_is_not_known(changes: dict[str, Any]) -> None:
     metrics = Metrics(ManualClock(100.3))
     metrics.finished(exchange(**changes))
-    assert sum(sum(times) for times in metrics.overheads.values()) == 0.0
-    assert sum(times[-1] for times in metrics.durations.values()) == pytest.approx(0.3)
+    found = samples(metrics)
+    assert not any(name.startswith("hx_gateway_overhead_seconds_") for name, _ in found)
+    assert sum(count for (name, _), count in found.items() if name == "hx_gateway_response_seconds_sum") == pytest.approx(0.3)
 
 
 def test_a_stream_tells_its_time_to_the_first_token_and_no_overhead() -> None:
@@ -176,8 +192,69 @@ def test_nothing_a_client_writes_becomes_a_label() -> None:
     for number in range(100):
         metrics.finished(exchange(asked=f"model-{number}", target=b"/v1/%d" % number, route=EMBEDDINGS))
         metrics.finished(refused(errors.MODEL_NOT_FOUND))
-    assert len(metrics.series) == 2
-    assert b"model-" not in render(collectors(Observed(metrics), "1"))[0]
+    assert sum(name == "hx_gateway_requests_total" for name, _ in samples(metrics)) == 2
+    assert b"model-" not in render(collectors(Observed(desk(metrics)), "1"))[0]
+
+
+def test_what_was_forwarded_is_counted_where_it_went() -> None:
+    metrics = Metrics(ManualClock(100.0))
+    metrics.finished(exchange(route=FORWARD, deployment=None, candidates=None, upstream="litellm", facts=None))
+    labels = {"route": "forward", "target": "", "model": "", "endpoint": "litellm", "status": "200", "code": ""}
+    assert value(samples(metrics), "hx_gateway_requests_total", **labels) == 1
+
+
+def test_tokens_of_the_gateways_cache_are_told_apart() -> None:
+    metrics = Metrics(ManualClock(100.3))
+    metrics.finished(exchange(prompt_tokens=9, completion_tokens=4))
+    metrics.finished(exchange(prompt_tokens=9, completion_tokens=4, cached="hit"))
+    found = samples(metrics)
+    tokens = {"target": "hx-chat", "model": "phi3", "kind": "prompt"}
+    assert value(found, "hx_gateway_tokens_total", **tokens, source="engine") == 9
+    assert value(found, "hx_gateway_tokens_total", **tokens, source="cache") == 9
+
+
+def test_cost_is_that_of_the_ledger_and_follows_prices() -> None:
+    one = Deployment("phi3", "phi3", ENDPOINT, prices=Prices(per_request=0.5, per_completion_token=0.25))
+    metrics = Metrics(ManualClock(100.3))
+    made = exchange(deployment=one, prompt_tokens=9, completion_tokens=4)
+    metrics.finished(made)
+    one.prices = Prices()
+    metrics.finished(made)
+    one.prices = Prices(per_prompt_token=1.0)
+    metrics.finished(made)
+    metrics.finished(exchange(deployment=one, prompt_tokens=9, cached="hit"))
+    assert value(samples(metrics), "hx_gateway_cost_total", target="hx-chat", model="phi3", endpoint="llm-01") == 10.5
+
+
+def test_opentelemetrys_names_tell_the_same() -> None:
+    metrics = Metrics(ManualClock(101.201))
+    metrics.finished(exchange(stream=True, prompt_tokens=16, completion_tokens=11))
+    found = samples(metrics)
+    model = {"gen_ai_operation_name": "chat", "gen_ai_provider_name": "hx_gateway", "gen_ai_request_model": "phi3"}
+    assert value(found, "gen_ai_server_time_to_first_token_seconds_sum", **model) == pytest.approx(0.201)
+    assert value(found, "gen_ai_server_time_per_output_token_seconds_sum", **model) == pytest.approx(0.1)
+    assert value(found, "gen_ai_server_request_duration_seconds_count", **model) == 1
+    assert value(found, "gen_ai_client_token_usage_bucket", **model, gen_ai_token_type="input", le="16.0") == 1
+    assert value(found, "gen_ai_client_token_usage_bucket", **model, gen_ai_token_type="input", le="4.0") == 0
+    assert value(found, "gen_ai_client_token_usage_sum", **model, gen_ai_token_type="output") == 11
+
+
+def test_queues_and_cold_loads_are_timed() -> None:
+    metrics = Metrics(ManualClock(101.0))
+    metrics.finished(exchange(queued_s=0.3, load_s=4.0))
+    metrics.finished(exchange())
+    found = samples(metrics)
+    assert value(found, "hx_gateway_queue_wait_seconds_count", target="hx-chat") == 1
+    assert value(found, "hx_gateway_queue_wait_seconds_bucket", target="hx-chat", le="0.25") == 0
+    assert value(found, "hx_gateway_model_loads_total", model="phi3", endpoint="llm-01") == 1
+    assert value(found, "hx_gateway_model_load_seconds_total", model="phi3", endpoint="llm-01") == 4
+
+
+def test_every_family_is_described_once_and_shown() -> None:
+    text = render(collectors(Observed(desk(Metrics())), "1"))[0].decode()
+    for family in FAMILIES.values():
+        assert text.count(f"# TYPE {family.name}{'_total' if family.kind == 'counter' else ''} ") == 1, family.name
+        assert family.help.endswith("."), family.name
 
 
 def test_gauges_show_the_fleet_at_the_moment_of_the_scrape() -> None:
@@ -209,10 +286,10 @@ def test_every_metric_of_ours_is_named_for_the_gateway() -> None:
     metrics.finished(exchange(prompt_tokens=1))
     metrics.attempted(exchange(), None)
     names = {name for name, _ in samples(metrics)}
-    assert all(name.startswith(("hx_gateway_", "process_")) for name in names)
+    assert all(name.startswith(("hx_gateway_", "gen_ai_")) for name in names)
 
 
 def test_openmetrics_is_given_to_whom_asks_for_it() -> None:
-    body, content_type = render(collectors(Observed(Metrics()), "1"), "application/openmetrics-text; version=1.0.0")
+    body, content_type = render(collectors(Observed(desk(Metrics())), "1"), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")

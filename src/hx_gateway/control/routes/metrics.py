@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from hx_gateway.housekeeping import read_state
 from hx_gateway.telemetry.exposition import Observed, collectors, render
 
 
@@ -16,11 +17,11 @@ def router(metrics_path: str, observed: Observed, version: str) -> APIRouter:
         observed: What is reported on.
         version: The gateway's version.
     """
-    registry = collectors(observed, version)
+    registry = collectors(observed, version, lambda: read_state(observed.backing.folder))
     found = APIRouter(tags=["state"])
 
     async def metrics(request: Request) -> Response:
-        """Counters, response times, overhead, tokens, breakers and health of this process, for Prometheus."""
+        """Counters, times, tokens, cost, breakers, queues, health and stores of all workers, for Prometheus."""
         body, content_type = render(registry, request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
