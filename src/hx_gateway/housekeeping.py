@@ -17,6 +17,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER
 from hx_gateway.stores.bodies import ShippingBodies
+from hx_gateway.stores.key_usage import Budgets, LastUse
 from hx_gateway.stores.known_keys import KnownKeys
 from hx_gateway.stores.retention import Retention
 from hx_gateway.stores.served import Served
@@ -75,6 +76,7 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
     url = database_url(config.storage, folder)
     found: list[Duty] = [KnownKeys(folder, url), Retention(settings, url), Served(folder, url), ShippingBodies(folder)]
     if settings.enabled:
+        found += [Budgets(config, folder, url), LastUse(folder, url)]
         found.append(Shipping(folder / FOLDER, settings.dead_letter_max_bytes))
     return found
 

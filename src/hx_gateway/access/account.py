@@ -58,6 +58,11 @@ class Debts:
         return bool(self.requests_s or self.held_tokens or self.tokens or self.held_cost or self.cost)
 
 
+def key_of(id: str) -> bytes:
+    """The key of the table's slot for a key's id, or for the name of one of the configuration."""
+    return blake2b(f"key:{id}".encode(), digest_size=16).digest()
+
+
 class Account:
     """One limited key, or the gateway itself.
 

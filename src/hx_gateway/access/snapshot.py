@@ -47,6 +47,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
     rotated_ms: int | None = None
     old_hash: bytes | None = None
     old_until_ms: int | None = None
+    used_ms: int | None = None
 
     def identity(self) -> Identity:
         """Who calls with it."""
@@ -82,6 +83,7 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
             "rotated_at": self.rotated_ms,
             "old_key_until": self.old_until_ms,
             "revoked_at": self.revoked_ms,
+            "used_at": self.used_ms,
         }
         return {
             "id": self.id,

@@ -73,12 +73,13 @@ class Table:
     Args:
         path: The file, made if it is missing; None for memory that no other process sees.
         inherited: Instead of a path: file descriptor of `shared_memory` that came along from the parent.
+        counts: Whether this process may have requests under way.
 
     Raises:
         TableError: The file cannot be used.
     """
 
-    def __init__(self, path: Path | None = None, inherited: int = -1) -> None:
+    def __init__(self, path: Path | None = None, inherited: int = -1, counts: bool = True) -> None:
         self.path = path
         self._records: dict[int, tuple[Callable[[], object], Callable[[], object]]] = {}
         try:
@@ -99,7 +100,7 @@ class Table:
         self._words = self._bytes.cast("H")
         self._longs = self._bytes.cast("Q")
         self.id = bytes(self._bytes[40:56]).hex()
-        self.column = self._take_column()
+        self.column = self._take_column() if counts else -1
         self._looked_s = 0.0
 
     def __repr__(self) -> str:
@@ -219,8 +220,8 @@ class Table:
         _CHECK.pack_into(self._map, place, crc32(self._bytes[place + 8 : place + 8 + _FIELDS.size]))
         state.place = place
 
-    def find(self, key: bytes, day: int, fixed: int = -1) -> int:
-        """The slot of a key, taken now if it has none; -1 where there is none to be had.
+    def find(self, key: bytes, day: int, fixed: int = -1, make: bool = True) -> int:
+        """The slot of a key, taken now if it has none and ``make`` says so; -1 where there is none to be had.
 
         Args:
             key: 16 bytes.
@@ -235,7 +236,7 @@ class Table:
                 break
             if self.read(index, state) and state.key == key:
                 return index
-        if not self._acquire_within(0, _PATIENCE_S):
+        if not make or not self._acquire_within(0, _PATIENCE_S):
             return -1
         try:
             return self._insert(key, day, places)

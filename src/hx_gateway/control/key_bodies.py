@@ -154,6 +154,7 @@ class KeyShown(BaseModel):
     rotated_at: str | None
     old_key_until: str | None = Field(description="until when the key before the last rotation is let in")
     revoked_at: str | None
+    used_at: str | None = Field(description="when it was used last, about a minute late; null for never")
 
 
 class KeyMade(KeyShown):
