@@ -180,8 +180,8 @@ class PipelineSettings(Settings):
 class MonitoringSettings(Settings):
     """What is shown to operators, and where."""
 
-    prometheus_port: Annotated[Port | None, LATER] = Field(
-        default=None, description="Further port that serves the metrics alone; none for the main port only."
+    prometheus_port: Port | None = Field(
+        default=None, description="Further port that serves the metrics of all workers and nothing else; none for the main port only."
     )
     health_check_endpoint: HttpPath = Field(default="/health", description="Path of the health report.")
     metrics_endpoint: HttpPath = Field(default="/metrics", description="Path of the Prometheus metrics.")

@@ -18,6 +18,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.cors import CorsPolicy
 from hx_gateway.gateway import SWEEP_S, Gateway
 from hx_gateway.server.door import Door
+from hx_gateway.server.exporter import Exporter
 from hx_gateway.server.hall import Hall
 from hx_gateway.server.reloading import Reloading
 
@@ -79,6 +80,7 @@ class GatewayServer(uvicorn.Server):
         self.lasting = False
         self.reloading = Reloading(gateway, self.hall, again, loaded) if again is not None and loaded is not None else None
         gateway.reloading = self.reloading
+        self._exporter = Exporter(gateway)
         self._ticker: asyncio.Task[None] | None = None
         self._parent = os.getppid() if config.service.workers > 1 else 0
 
@@ -86,6 +88,7 @@ class GatewayServer(uvicorn.Server):
         """Start the gateway, then open the port."""
         await self.gateway.start()
         await super().startup(sockets)
+        await self._exporter.start()
         if self.reloading is not None:
             self.reloading.start()
         self._ticker = asyncio.create_task(self._tick(), name="doors")
@@ -114,6 +117,8 @@ class GatewayServer(uvicorn.Server):
                 self._ticker.cancel()
             if self.reloading is not None:
                 self.reloading.stop()
+            await self.siblings.stop()
+            await self._exporter.stop()
             await self.gateway.stop()
 
     async def _let_go(self) -> None:
