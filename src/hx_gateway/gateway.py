@@ -19,7 +19,7 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.identifiers import RequestIds
 from hx_gateway.core.plugins import UnknownPlugin, find
 from hx_gateway.dataplane.census import Census
-from hx_gateway.dataplane.explain import told
+from hx_gateway.dataplane.explain import remembered, told
 from hx_gateway.dataplane.forward import Forward
 from hx_gateway.dataplane.pipeline import STAGES, Pipeline
 from hx_gateway.dataplane.proxy import Proxy
@@ -209,21 +209,13 @@ class Gateway:
         """Requests under way at a deployment, of all workers: of this one as they are, of the others as of a moment ago."""
         return self.census.of(deployment) if self.workers > 1 else deployment.in_flight
 
-    def decisions(self, limit: int = 0) -> list[dict[str, Any]]:
-        """The latest routing decisions, newest first; all that are remembered for a ``limit`` of 0."""
-        latest = list(self.proxy.decisions)[::-1]
-        return [
-            {
-                "id": id,
-                "target": name,
-                "policy": rule,
-                "model": deployment.model,
-                "endpoint": deployment.endpoint.name,
-                "attempt": attempt + 1,
-                "reason": reason or None,
-            }
-            for id, name, rule, deployment, attempt, reason in (latest[:limit] if limit else latest)
-        ]
+    def decisions(self, limit: int = 0, id: str = "") -> list[dict[str, Any]]:
+        """The latest routing decisions of this worker, newest first; all that are remembered for a ``limit`` of 0.
+
+        With an ``id`` those of that request alone, with everything that was weighed where it was kept.
+        """
+        latest = [one for one in reversed(self.proxy.decisions) if not id or one[0] == id]
+        return remembered(latest[:limit] if limit else latest, bool(id))
 
     def provider_named(self, name: str) -> Provider:
         """The provider of that name, one instance each.

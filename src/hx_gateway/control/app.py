@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from hx_gateway.control import openapi, refusals
+from hx_gateway.control import fleet, openapi, refusals
 from hx_gateway.control.cors import cors_policy
 from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
-from hx_gateway.control.routes import docs, forward, health, keys, metrics, models, rag, routing, usage
+from hx_gateway.control.routes import docs, endpoints, forward, health, keys, metrics, models, rag, routing, usage
+from hx_gateway.control.siblings import Siblings
 
 _ABOUT = "One OpenAI-compatible door to a private fleet of model servers."
 
@@ -45,6 +46,13 @@ def create_app(gateway: Gateway) -> ControlApp:
         redirect_slashes=False,
     )
     app.state.gateway = gateway
+    app.state.siblings = Siblings(
+        {
+            "fleet": lambda _: fleet.told(gateway),
+            "decisions": lambda limit: gateway.decisions(int(limit)),
+            "decision": lambda id: gateway.decisions(0, id),
+        }
+    )
     app.add_middleware(Envelope, ids=gateway.ids, cors=cors_policy(config.cors))
     refusals.install(app)
     app.include_router(health.router(config.monitoring.health_check_endpoint))
@@ -52,6 +60,7 @@ def create_app(gateway: Gateway) -> ControlApp:
     app.include_router(docs.router())
     app.include_router(models.router())
     app.include_router(routing.router())
+    app.include_router(endpoints.router())
     app.include_router(keys.router())
     app.include_router(usage.router())
     app.include_router(rag.router())

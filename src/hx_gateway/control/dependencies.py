@@ -16,6 +16,7 @@ from hx_gateway.telemetry.exposition import Observed
 if TYPE_CHECKING:
     from hx_gateway.backing import Backing
     from hx_gateway.config.schema import GatewayConfig
+    from hx_gateway.control.siblings import Siblings
     from hx_gateway.core.interfaces import Stage
     from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.endpoint import Endpoint
@@ -61,6 +62,9 @@ class Gateway(Observed, Protocol):
     def backing(self) -> Backing: ...
 
     @property
+    def proxy(self) -> Any: ...
+
+    @property
     def reloading(self) -> Any: ...
 
     def ids(self) -> str:
@@ -75,8 +79,8 @@ class Gateway(Observed, Protocol):
         """Where a request would go and why."""
         ...
 
-    def decisions(self, limit: int = 0, /) -> list[dict[str, Any]]:
-        """The latest routing decisions, newest first."""
+    def decisions(self, limit: int = 0, id: str = "", /) -> list[dict[str, Any]]:
+        """The latest routing decisions of this worker, newest first; with an id those of that request, explained."""
         ...
 
     def dispatch(self, exchange: Exchange, /) -> None:
@@ -100,6 +104,12 @@ def gateway_of(request: Request) -> Gateway:
     """The gateway this app belongs to."""
     gateway: Gateway = request.app.state.gateway
     return gateway
+
+
+def siblings_of(request: Request) -> Siblings:
+    """The workers of this machine."""
+    siblings: Siblings = request.app.state.siblings
+    return siblings
 
 
 def token_in(request: Request) -> bytes:

@@ -203,7 +203,7 @@ class Story(LogRow):
     digest: str | None = Field(description="digest of the model, where the registry has it")
     request: str | None = Field(description="the body, where bodies are kept")
     response: str | None = Field(description="the answer's body, where bodies are kept")
-    decisions: list[dict[str, Any]] = Field(description="routing decisions, while this worker remembers them")
+    decisions: list[dict[str, Any]] = Field(description="routing decisions, while a worker remembers them")
 
 
 def usage_row(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hx_gateway.core.context import Exchange
@@ -23,7 +24,6 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
     target: Target = ask.target
     names = _names(target.whole or target, shown)
     chosen = decision.chosen
-    best = next((candidate for candidate in decision.candidates if candidate.deployment is chosen), None)
     return {
         "object": "route.explanation",
         "id": exchange.id,
@@ -39,16 +39,55 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
             "has_session": bool(ask.session),
         },
         "choice": {"model": chosen.model, "endpoint": names[chosen]} if chosen is not None else None,
-        "rule": decision.rule,
-        "sentence": _sentence(decision, best, names),
-        "weights": dict(decision.weights),
-        "candidates": [_candidate(candidate, candidate.deployment is chosen, names) for candidate in decision.candidates],
+        **_reasons(decision, names),
         "excluded": [
             {"model": deployment.model, "endpoint": deployment.endpoint.name if shown else "hidden", "reason": reason}
             for deployment, reason in target.excluded
         ],
-        "would_change": _changes(decision, best, names),
         "stands_in": {"down": list(target.down), "context": list(target.context)},
+    }
+
+
+Remembered = tuple[str, str, str, Deployment, int, str, Decision | None]
+"""Request, name, policy, deployment, number of the attempt, reason, and while there was time for it everything that was weighed."""
+
+
+def remembered(choices: Iterable[Remembered], whole: bool = False) -> list[dict[str, Any]]:
+    """Choices that were made, as administrators may see them.
+
+    Args:
+        choices: As the proxy keeps them.
+        whole: With everything that was weighed, where it is kept: ``explanation``, else null.
+    """
+    found = []
+    for id, name, rule, deployment, attempt, reason, decision in choices:
+        one: dict[str, Any] = {
+            "id": id,
+            "target": name,
+            "policy": rule,
+            "model": deployment.model,
+            "endpoint": deployment.endpoint.name,
+            "attempt": attempt + 1,
+            "reason": reason or (decision.rule if decision is not None else None) or None,
+        }
+        if whole:
+            one["explanation"] = None
+            if decision is not None:
+                names = {candidate.deployment: candidate.deployment.endpoint.name for candidate in decision.candidates}
+                one["explanation"] = _reasons(decision, names, False)
+        found.append(one)
+    return found
+
+
+def _reasons(decision: Decision, names: dict[Deployment, str], now: bool = True) -> dict[str, Any]:
+    """What was weighed; how busy everything is only where that is ``now``."""
+    best = next((candidate for candidate in decision.candidates if candidate.deployment is decision.chosen), None)
+    return {
+        "rule": decision.rule,
+        "sentence": _sentence(decision, best, names),
+        "weights": dict(decision.weights),
+        "candidates": [_candidate(candidate, candidate is best, names, now) for candidate in decision.candidates],
+        "would_change": _changes(decision, best, names),
     }
 
 
@@ -59,8 +98,14 @@ def _names(target: Target, shown: bool) -> dict[Deployment, str]:
     }
 
 
-def _candidate(candidate: Candidate, chosen: bool, names: dict[Deployment, str]) -> dict[str, Any]:
+def _candidate(candidate: Candidate, chosen: bool, names: dict[Deployment, str], now: bool) -> dict[str, Any]:
     deployment = candidate.deployment
+    live = {
+        "in_flight": deployment.in_flight,
+        "endpoint_in_flight": deployment.endpoint.in_flight,
+        "weight": deployment.weight,
+        "breaker": deployment.breaker.state if deployment.breaker.state != "closed" else deployment.endpoint.breaker.state,
+    }
     return {
         "model": deployment.model,
         "endpoint": names[deployment],
@@ -69,10 +114,7 @@ def _candidate(candidate: Candidate, chosen: bool, names: dict[Deployment, str])
         "terms": {name: round(seconds, 6) for name, seconds in candidate.terms.items()},
         "total": round(candidate.total, 6) if candidate.terms else None,
         "cached_tokens": round(candidate.cached_tokens),
-        "in_flight": deployment.in_flight,
-        "endpoint_in_flight": deployment.endpoint.in_flight,
-        "weight": deployment.weight,
-        "breaker": deployment.breaker.state if deployment.breaker.state != "closed" else deployment.endpoint.breaker.state,
+        **(live if now else {}),
     }
 
 

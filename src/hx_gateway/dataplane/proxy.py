@@ -20,12 +20,14 @@ from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.router import Router
 
 if TYPE_CHECKING:
+    from hx_gateway.dataplane.explain import Remembered
     from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.endpoint import Endpoint
     from hx_gateway.fleet.registry import Target
 
 
 DECISIONS = 2000
+_EXPLAINED = 5  # choices of which all that was weighed is kept, between two sweeps
 _log = logging.getLogger(__name__)
 
 
@@ -47,6 +49,7 @@ class Proxy:
     __slots__ = (
         "alarm",
         "decisions",
+        "explained",
         "find",
         "guess",
         "heartbeat_s",
@@ -81,8 +84,8 @@ class Proxy:
         self.heartbeat_s = heartbeat_s
         self.hotel = hotel or Hotel(0, 0.0)
         self.find = find
-        # Request, name, policy, deployment, number of the attempt, reason: the latest choices, to be read back by id.
-        self.decisions: deque[tuple[str, str, str, Deployment, int, str]] = deque(maxlen=DECISIONS)
+        self.decisions: deque[Remembered] = deque(maxlen=DECISIONS)  # the latest choices, to be read back by id
+        self.explained = _EXPLAINED
         self.waiting: set[Run] = set()  # streams without a first byte
         self.plain: dict[Target, Ask] = {}  # of names whose policy asks nothing of the request; emptied on reload
         self.in_flight = 0
@@ -113,6 +116,7 @@ class Proxy:
 
     def sweep(self, now_s: float) -> None:
         """Send a sign of life to those who have waited long, and away those who waited too long."""
+        self.explained = _EXPLAINED
         if self.hotel.size:
             self.hotel.sweep(now_s)
         late_s = now_s - self.heartbeat_s

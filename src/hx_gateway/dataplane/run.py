@@ -18,6 +18,7 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
 from hx_gateway.openai.usage import estimate
+from hx_gateway.routing.router import Decision
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Target
@@ -47,7 +48,11 @@ class Run(Passage):
             router = proxy.router
             # Who comes while others wait for the same name waits behind them.
             behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
-            deployment = None if behind else router.choose(ask, now_s)
+            decision = None
+            if proxy.explained:  # while there is time for it: for some of many requests
+                proxy.explained -= 1
+                decision = Decision(ask.target.policy)
+            deployment = None if behind else router.choose(ask, now_s, decision)
             if deployment is None:
                 self._nowhere(last, now_s)
                 return
@@ -61,7 +66,7 @@ class Run(Passage):
                 self.ahead_s = router.sent(ask, deployment, now_s)
             elif endpoint.residency.managed:
                 endpoint.residency.sent(deployment, now_s)
-            proxy.decisions.append((exchange.id, ask.target.name, ask.target.policy, deployment, exchange.attempts, self.reason))
+            proxy.decisions.append((exchange.id, ask.target.name, ask.target.policy, deployment, exchange.attempts, self.reason, decision))
             exchange.attempts += 1
             exchange.call_s = now_s
             self.provider: Provider = endpoint.provider or proxy.guess(endpoint)

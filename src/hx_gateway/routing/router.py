@@ -171,6 +171,8 @@ class Router:
             if decision is None:
                 return policy.picker.pick(target, usable)
             decision.candidates += [Candidate(deployment) for deployment in usable]
+            if len(usable) == 1:  # nobody's turn, as above
+                return _decided(decision, usable[0], "the only one that can take it now")
             return _decided(decision, policy.picker.pick(target, usable), f"{policy.name} picked it")
         idle = [one for one in resting if not _on_trial(one)]
         if idle and (due or not tried) and not any(one.in_flight and _on_trial(one) for one in target.deployments):

@@ -55,9 +55,11 @@ class GatewayServer(uvicorn.Server):
         config = gateway.config
         self.hall = hall_of(gateway)
         tls = config.service.tls
+        app = create_app(gateway)
+        self.siblings = app.state.siblings
         super().__init__(
             uvicorn.Config(
-                create_app(gateway),
+                app,
                 host=config.service.host,
                 port=config.service.port,
                 http=functools.partial(Door, hall=self.hall),  # type: ignore[arg-type]
@@ -87,6 +89,7 @@ class GatewayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the gateway, then open the port."""
         await self.gateway.start()
+        await self.siblings.start(self.gateway.backing.folder)
         await super().startup(sockets)
         await self._exporter.start()
         if self.reloading is not None:

@@ -78,7 +78,7 @@ def _foreign(headers: Headers, method: str) -> bool:
 def mounted(app: FastAPI, gateway: Gateway) -> None:
     """Let an application have the dashboard."""
     ui = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    ui.state.gateway = gateway
+    ui.state.gateway, ui.state.siblings = gateway, app.state.siblings
     ui.state.desk = Desk(gateway)
     for page in PAGES:
         ui.include_router(importlib.import_module(f"{__package__}.{page.module}").router())

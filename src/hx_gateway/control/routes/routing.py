@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from hx_gateway.control.dependencies import Administrator, Caller, GatewayOf
+from hx_gateway.control.dependencies import Administrator, Caller, GatewayOf, siblings_of
 from hx_gateway.core import errors
 from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS
 from hx_gateway.core.context import Route as Inference
@@ -38,17 +38,18 @@ def router() -> APIRouter:
 
     @routes.get("/admin/decisions")
     async def decisions(
-        gateway: GatewayOf, caller: Administrator, limit: Annotated[int, Query(ge=1, le=1000, description="Most decisions to list.")] = 50
+        request: Request, caller: Administrator, limit: Annotated[int, Query(ge=1, le=1000, description="Most decisions to list.")] = 50
     ) -> dict[str, Any]:
-        """The latest routing decisions of this worker, newest first. Needs an admin key."""
-        return {"object": "list", "data": gateway.decisions(limit)}
+        """The latest routing decisions of all workers of this machine, newest first. Needs an admin key."""
+        found = [one for answer in await siblings_of(request).ask("decisions", str(limit)) for one in answer]
+        return {"object": "list", "data": sorted(found, key=lambda one: one["id"], reverse=True)[:limit]}
 
     @routes.get("/admin/decisions/{id}")
-    async def decision(id: str, gateway: GatewayOf, caller: Administrator) -> dict[str, Any]:
-        """Every attempt of one request, by its x-hx-decision-id. Needs an admin key."""
-        found = [attempt for attempt in gateway.decisions() if attempt["id"] == id]
+    async def decision(id: str, request: Request, caller: Administrator) -> dict[str, Any]:
+        """Every attempt of one request, by its x-hx-decision-id, with everything that was weighed where that was kept. Needs an admin key."""
+        found = [attempt for answer in await siblings_of(request).ask("decision", id) for attempt in answer]
         if not found:
-            raise Failure(errors.NOT_FOUND, f"no decision {id!r} is remembered by this worker; it keeps the latest few thousand")
+            raise Failure(errors.NOT_FOUND, f"no decision {id!r} is remembered; each worker keeps its latest few thousand")
         return {"object": "decision", "id": id, "attempts": found[::-1]}
 
     @routes.post("/admin/reload")

@@ -8,11 +8,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from hx_gateway.access.moments import written
-from hx_gateway.control.dependencies import Caller, Gateway, GatewayOf
+from hx_gateway.control.dependencies import Caller, Gateway, GatewayOf, siblings_of
 from hx_gateway.control.openapi import failures
 from hx_gateway.control.stores import named
 from hx_gateway.control.usage_forms import (
@@ -208,7 +208,7 @@ async def log(
     return _sheet("requests", sheet())
 
 
-async def story(id: str, gateway: GatewayOf, caller: Caller) -> Any:
+async def story(id: str, request: Request, gateway: GatewayOf, caller: Caller) -> Any:
     """One request with everything that is known of it, by its id (`x-hx-decision-id`). An admin key sees all, another its own."""
     endpoints = _shows_endpoints(caller)
     id = id.rpartition("-")[2].upper()  # an answer's id has it behind a word such as chatcmpl-
@@ -230,7 +230,7 @@ async def story(id: str, gateway: GatewayOf, caller: Caller) -> Any:
     bodies = {
         name: body.decode(errors="replace") if body is not None else None for name in ("request", "response") for body in (row[name],)
     }
-    decided = [decision for decision in gateway.decisions() if decision["id"] == id][::-1] if endpoints else []
+    decided = [one for answer in await siblings_of(request).ask("decision", id) for one in answer][::-1] if endpoints else []
     return {**log_row(row, endpoints), **bodies, "trail": trail, "decisions": decided}
 
 
