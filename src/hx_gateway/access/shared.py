@@ -139,7 +139,7 @@ class _Remote:
 
 
 class Shared:
-    """The limits of keys, kept with other gateways; those of the limiter alone while the store is away.
+    """Limits, kept with other gateways; those of the limiter alone while the store is away.
 
     Args:
         limiter: The local limits, which follow what the store says.

@@ -129,10 +129,12 @@ class PerformanceSettings(Settings):
     connect_timeout_seconds: Seconds = Field(default=3.0, description="Seconds to connect to a model server.")
     load_timeout_seconds: Seconds = Field(default=120.0, description="Seconds to the first byte where the model must be loaded first.")
     total_timeout_seconds: SecondsOrNone = Field(default=0.0, description="Seconds a whole answer may take; 0 for no limit.")
-    max_concurrent_requests: Count = Field(default=0, description="Most requests at once over all models and workers; 0 for no limit.")
+    max_concurrent_requests: Count = Field(
+        default=0, description="Most requests at once over all models, workers and gateways that share a Redis; 0 for no limit."
+    )
     rate_limiting_enabled: Flag = Field(default=False, description="Whether rate_limit_rps is enforced.")
     rate_limit_rps: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="Requests per second over all callers and workers; 0 for no limit."
+        default=0.0, description="Requests per second over all callers, workers and gateways that share a Redis; 0 for no limit."
     )
     memory_limit_gb: Annotated[Annotated[float, Field(gt=0)] | None, LATER] = Field(
         default=None, description="Memory it may use, in GB; enforced by the service unit."

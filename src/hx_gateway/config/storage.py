@@ -64,7 +64,7 @@ class StorageSettings(Settings):
     )
     redis_url: Annotated[Secret | None, AfterValidator(_redis)] = Field(
         default=None,
-        description="Redis URL (redis://, rediss:// or unix://) for limits of keys and cached answers shared between gateways.",
+        description="Redis URL (redis://, rediss:// or unix://) for limits and cached answers shared between gateways.",
     )
     redis_budget_seconds: Annotated[float, Field(ge=0.001, le=1.0)] = Field(
         default=0.02,

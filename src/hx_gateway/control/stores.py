@@ -80,5 +80,5 @@ def redis_state(backing: Backing, admin: bool) -> tuple[bool | None, str]:
         return False, backing.redis_missing or "not started"
     many = f"{shared.gateways} gateway{'s' if shared.gateways > 1 else ''}"
     if redis.available:
-        return True, f"ok{f' at {redis.address}' if admin else ''}; {many} share the limits of keys"
-    return False, f"away{f' ({redis.address}: {redis.reason})' if admin else ''}; limits of keys are kept here, divided by {many}"
+        return True, f"ok{f' at {redis.address}' if admin else ''}; {many} share the limits"
+    return False, f"away{f' ({redis.address}: {redis.reason})' if admin else ''}; limits are kept here, divided by {many}"

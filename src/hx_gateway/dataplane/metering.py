@@ -85,18 +85,18 @@ class Metering:
     def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
         self.limiter = Limiter(later)
         self.known: dict[str, tuple[Identity, Account]] = {}  # by name, the accounts found last
-        self.shared: Shared | None = None  # where limits of keys are kept with other gateways
+        self.shared: Shared | None = None  # where limits are kept with other gateways
 
     def take(self, account: Account, exchange: Exchange) -> Hold | Refusal | Awaitable[Hold | Refusal]:
         """Ask an account for one request; to be awaited where other gateways share the limits."""
         tokens, cost = estimate(exchange, account) if account.settles else (0, 0)
-        if self.shared is not None and account.scope == "key":
+        if self.shared is not None:
             return self.shared.take(account, exchange.received_s, tokens, cost)
         return self.limiter.take(account, exchange.received_s, tokens, cost)
 
     def settle(self, hold: Hold, tokens: int, cost: int) -> None:
         """Give back what a request holds, and charge what it used."""
-        if self.shared is not None and hold.account.scope == "key":
+        if self.shared is not None:
             self.shared.settle(hold, tokens, cost)
         else:
             self.limiter.settle(hold, tokens, cost)
@@ -114,7 +114,7 @@ class Metering:
         if exchange.outcome is None and not exchange.cached:
             hold.account.learn(exchange.completion_tokens, now_s - exchange.received_s)
         if hold.place is not None:
-            self.limiter.settle(hold.place, 0, 0)
+            self.settle(hold.place, 0, 0)
         tokens, cost = used(exchange, hold, now_s) if hold.account.settles else (0, 0)
         if self.shared is None:
             self.limiter.settle(hold, tokens, cost)

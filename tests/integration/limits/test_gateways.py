@@ -86,7 +86,7 @@ async def test_three_gateways_with_one_redis_keep_one_limit(redis_url: str, tmp_
         deps = three[0]
         answer = one(deps.port, request(b"", method="GET", path="/healthz/deps", length=False, key=""))
         said = json.loads(answer.body)
-        assert said["redis"] is True and said["details"]["redis"] == "ok; 3 gateways share the limits of keys"
+        assert said["redis"] is True and said["details"]["redis"] == "ok; 3 gateways share the limits"
         assert all("Traceback" not in running.log for running in three)
 
 

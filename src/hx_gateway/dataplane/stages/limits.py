@@ -70,9 +70,7 @@ def build(gateway: Any) -> Stage | None:
                 _passed(account, exchange, answer)
             else:
                 return _wait(metering, account, exchange, answer, rate)
-        if rate is not None:
-            _within(metering, rate, exchange)
-        return None
+        return _within(metering, rate, exchange) if rate is not None else None
 
     return limits
 
@@ -97,8 +95,15 @@ def _passed(account: Account, exchange: Exchange, answer: Hold | Refusal) -> Non
         exchange.hold = answer
 
 
-def _within(metering: Metering, rate: Account, exchange: Exchange) -> None:
-    answer = metering.limiter.take(rate, exchange.received_s)
+def _within(metering: Metering, rate: Account, exchange: Exchange) -> Awaitable[None] | None:
+    answer = metering.take(rate, exchange)
+    if isinstance(answer, Refusal):
+        raise refused(rate, answer)
+    return None if isinstance(answer, Hold) else _agreed(metering, rate, answer)
+
+
+async def _agreed(metering: Metering, rate: Account, waiting: Awaitable[Hold | Refusal]) -> None:
+    answer = await waited(metering, waiting)
     if isinstance(answer, Refusal):
         raise refused(rate, answer)
 
@@ -106,13 +111,17 @@ def _within(metering: Metering, rate: Account, exchange: Exchange) -> None:
 async def _wait(
     metering: Metering, account: Account, exchange: Exchange, waiting: Awaitable[Hold | Refusal], rate: Account | None
 ) -> Response | None:
+    _passed(account, exchange, await waited(metering, waiting))
+    if rate is not None and (agreed := _within(metering, rate, exchange)) is not None:
+        await agreed
+    return None
+
+
+async def waited(metering: Metering, waiting: Awaitable[Hold | Refusal]) -> Hold | Refusal:
+    """What other gateways' store says; what it gave to a client that has left meanwhile goes back."""
     try:
-        answer = await waiting
-    except asyncio.CancelledError:  # the client has gone, perhaps just after it was let pass
+        return await waiting
+    except asyncio.CancelledError:  # perhaps just after it was let pass
         if isinstance(waiting, asyncio.Future) and waiting.done() and not waiting.cancelled() and isinstance(waiting.result(), Hold):
             metering.settle(waiting.result(), 0, 0)
         raise
-    _passed(account, exchange, answer)
-    if rate is not None:
-        _within(metering, rate, exchange)
-    return None
