@@ -10,7 +10,7 @@ PORT   ?= 8000
 TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-system unit check fix bench bench-rag docs constraints clean
+.PHONY: help venv demo test test-system unit check fix bench bench-rag docs bundle constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench-rag: $(STAMP) ## measure how well documents are found, on the Cranfield co
 
 docs: $(STAMP) ## write the generated reference pages again
 	@$(BIN)/hx-gateway docs --write
+
+bundle: $(STAMP) ## one tar to install the gateway from without a network, in dist/ (EXTRAS=local,postgres,…)
+	@$(BIN)/python tools/bundle.py $(if $(EXTRAS),--extras $(EXTRAS))
 
 constraints: $(STAMP) ## pin the versions installed in .venv
 	@$(BIN)/python tools/constraints.py

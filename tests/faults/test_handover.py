@@ -45,7 +45,7 @@ class ServiceManager:
         return [int(line[8:]) for said in list(self.said) for line in said.splitlines() if line.startswith("MAINPID=")]
 
 
-@pytest.fixture()
+@pytest.fixture
 def manager(tmp_path: Path) -> Iterator[ServiceManager]:
     made = ServiceManager(tmp_path / "notify")
     yield made

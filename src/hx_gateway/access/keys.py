@@ -170,5 +170,5 @@ def new_key() -> str:
 
 
 def hint_of(key: str) -> str:
-    """What people may see of a key, to tell it from others: its first 8 characters."""
-    return key[:8]
+    """What people may see of a key, to tell it from others: its first 8 characters, of a short one that somebody made up 2."""
+    return key[: 8 if len(key) >= 24 else 2]

@@ -25,6 +25,7 @@ Config = Annotated[
     typer.Option("--config", "-c", help="Configuration file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Stdin = Annotated[bool, typer.Option("--stdin", help="Take the key from standard input instead of making one.")]
 Which = Annotated[str, typer.Argument(help="The key's name or id.")]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Model, alias or group it may use; repeat for more, none for all.")]
 Namespaces = Annotated[
@@ -138,6 +139,19 @@ def _body(kind: type[Any], **given: Any) -> Any:
         raise typer.Exit(2) from None
 
 
+def _given() -> str:
+    """The key on standard input; one that protects nothing ends the command."""
+    import sys
+
+    from hx_gateway.config.weak_keys import fault
+
+    text = sys.stdin.readline().rstrip("\r\n")
+    if why := fault(text):
+        typer.echo(f"hx-gateway: the key {why}", err=True)
+        raise typer.Exit(2)
+    return text
+
+
 def _limits(
     rps: float | None, burst: int | None, tpm: int | None, most: int | None, day_cost: float | None, month_cost: float | None,
     day_tokens: int | None, month_tokens: int | None,
@@ -203,7 +217,7 @@ def create(
     model: Models = None, namespace: Namespaces = None, admin: Admin = None, owner: Owner = None, team: Team = None, tag: Tags = None,
     expires: Expires = None, rps: Rps = None, burst: Burst = None, tpm: Tpm = None, max_concurrent: MaxConcurrent = None,
     day_cost: DayCost = None, month_cost: MonthCost = None, day_tokens: DayTokens = None, month_tokens: MonthTokens = None,
-    config: Config = None, as_json: Json = False,
+    stdin: Stdin = False, config: Config = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Make a key; it is printed once, and let in by running gateways within a second."""
     from hx_gateway.control.key_bodies import KeyDraft
@@ -219,7 +233,7 @@ def create(
         typer.echo(f"hx-gateway: the configuration has a key called {name!r}, which would win; choose another name", err=True)
         raise typer.Exit(1)
     _warn_of_names(desk.config, model)
-    key, text = body.made()
+    key, text = body.made(_given() if stdin else "")
     desk.run(lambda store, by: keys.create(store, key, by))
     _show(key, as_json, text)
 
@@ -262,6 +276,7 @@ def show(which: Which, config: Config = None, as_json: Json = False) -> None:
 def rotate(
     which: Which,
     grace: Annotated[str, typer.Option(help="How long the old key is let in beside the new one; 0 ends it at once.")] = "1h",
+    stdin: Stdin = False,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -271,7 +286,7 @@ def rotate(
     from hx_gateway.stores.sql import keys
 
     grace = _body(KeyRotation, grace=grace).grace
-    text = new_key()
+    text = _given() if stdin else new_key()
     key = _Desk(config).run(lambda store, by: keys.change(store, which, by, "key.rotate", lambda key: rotated(key, text, grace)))
     _show(key, as_json, text)
 

@@ -23,6 +23,13 @@ COMMANDS = (
     ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
     ("migrate", "hx_gateway.cli.migrate:migrate", "Move everything from one database into another."),
     ("rag", "hx_gateway.cli.rag:group", "Bring documents to a running gateway, search and remove them."),
+    ("deploy", "hx_gateway.cli.deploy:deploy", "Install or upgrade the gateway as a service on this machine."),
+    ("service", "hx_gateway.cli.service:service", "Start, stop or restart the installed service, or show how it is."),
+    ("rollback", "hx_gateway.cli.rollback:rollback", "Go back to an earlier release, or to LiteLLM."),
+    ("backup", "hx_gateway.cli.backup:backup", "Copy configuration, keys, ledger and vectors into one file."),
+    ("restore", "hx_gateway.cli.backup:restore", "Bring back what such a file holds."),
+    ("permissions", "hx_gateway.cli.permissions:permissions", "Compare or set owners and modes of what is installed."),
+    ("uninstall", "hx_gateway.cli.deploy:uninstall", "Take the service away."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )

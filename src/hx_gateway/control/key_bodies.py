@@ -90,9 +90,9 @@ class KeyDraft(KeyChange):
         description="Its name in logs and reports; unique, for ever."
     )
 
-    def made(self) -> tuple[StoredKey, str]:
-        """The key for the store, and the key itself, which is kept nowhere."""
-        text = new_key()
+    def made(self, text: str = "") -> tuple[StoredKey, str]:
+        """The key for the store, and the key itself, which is kept nowhere: ``text``, or a new one."""
+        text = text or new_key()
         key = StoredKey(id=new_id(time.time()), name=self.name, hash=digest_of(text), hint=hint_of(text), created_ms=now_ms())
         return msgspec.structs.replace(key, **self.changes(key)), text
 

@@ -14,6 +14,9 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from hx_gateway.ops.service import NO_SUCCESSOR
+from hx_gateway.server.notify import notify
+
 _PIPE = "HX_HANDOVER_FD"
 _FIRST_FD = 3
 _HIGH_FD = 200  # out of the way of what is put in place
@@ -67,11 +70,13 @@ class Handover:
         return False
 
     def _forget(self) -> None:
+        notify(f"STATUS={NO_SUCCESSOR}: the journal says why; this process goes on")
         os.close(self._reading)
         self._reading, self._said, self._asked = -1, b"", False
 
     def _start(self) -> None:
         _log.info("a successor is started")
+        notify("STATUS=a successor is started")
         self._give_up_s = time.monotonic() + _LONGEST_S
         self._reading, writing = os.pipe()
         pid = os.fork()

@@ -1,0 +1,120 @@
+"""Back to an earlier release, or to the LiteLLM that was there before, with the way forward left open."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hx_gateway.ops import release as releases
+from hx_gateway.ops.host import Host, Refused, digest
+from hx_gateway.ops.plan import Step, Undo
+from hx_gateway.ops.service import restart, start
+from hx_gateway.ops.unit import litellm_text
+
+
+def target_of(host: Host, version: str) -> Path:
+    """The release to go back to: the one before, or the latest build of a version.
+
+    Raises:
+        Refused: There is none.
+    """
+    known = releases.installed(host)
+    names = ", ".join(path.name for path in known) or "none"
+    if version:
+        found = [path for path in known if version in (path.name, releases.contents(path)["version"])]
+        if not found:
+            raise Refused(f"release {version} is not installed here; there are: {names}")
+        return found[-1]
+    if (host.drop_ins / "litellm.conf").exists() and (used := host.release()) is not None:
+        return used  # from LiteLLM back to where one was
+    previous = host.release(host.previous)
+    if previous is None or not releases.contents(previous):
+        raise Refused(f"there is no release before this one; there are: {names}")
+    return previous
+
+
+def to_release(host: Host, release: Path) -> list[Step]:
+    """The plan of going back to a release."""
+
+    def schema() -> None:
+        if fault := releases.schema_fault(host, release):
+            raise Refused(
+                f"{fault}. Restore a backup from before the upgrade first (hx-gateway restore), or the copy that the upgrade made beside the database"
+            )
+
+    return [
+        Step("database", "a database that the release can work with", lambda: "", schema, test=True),
+        Step("litellm", "the unit without LiteLLM", partial(_litellm_pending, host, False), partial(_without_litellm, host)),
+        Step(
+            "switch",
+            f"release {release.name} in use",
+            lambda: "" if host.release() == release else "another one is",
+            partial(releases.switch, host, release),
+        ),
+        _running(host),
+    ]
+
+
+def to_litellm(host: Host, program: str, config: Path | None, address: str, port: int) -> list[Step]:
+    """The plan of going back to LiteLLM's own command line, in the same unit.
+
+    Args:
+        host: The machine.
+        program: LiteLLM's command; empty to find it.
+        config: Its configuration; None for the one that was given to ``deploy --litellm``.
+        address: Where it listens.
+        port: TCP port it listens on.
+
+    Raises:
+        Refused: LiteLLM or its configuration is not here.
+    """
+    found = program or shutil.which("litellm") or ""
+    if not found or not Path(found).exists():
+        raise Refused("LiteLLM's command is not here: name it with --litellm-program")
+    kept = config or host.configuration / "litellm.yaml"
+    if not kept.exists():
+        raise Refused(f"{kept} is not here: name LiteLLM's configuration with --litellm-config")
+    text = litellm_text(found, str(kept), address, port)
+    place = host.drop_ins / "litellm.conf"
+
+    def write() -> Undo:
+        host.write(place, text.encode(), 0o644)
+        host.systemctl("daemon-reload")
+        return partial(_without_litellm, host)
+
+    return [
+        Step("litellm", f"the unit starting {found}", lambda: "" if place.exists() and place.read_text() == text else "it does not", write),
+        _running(host),
+    ]
+
+
+def _litellm_pending(host: Host, wanted: bool) -> str:
+    return "" if (host.drop_ins / "litellm.conf").exists() == wanted else "it starts LiteLLM"
+
+
+def _without_litellm(host: Host) -> None:
+    (host.drop_ins / "litellm.conf").unlink(missing_ok=True)
+    host.systemctl("daemon-reload")
+
+
+def _running(host: Host) -> Step:
+    """The service running with what is there now."""
+
+    def wanted() -> str:
+        release = host.release()
+        name = release.name if release is not None else ""
+        return digest(name.encode(), host.unit, host.environment, host.drop_ins / "litellm.conf")
+
+    def pending() -> str:
+        return "" if host.active() and host.record().get("rolled") == wanted() else "it does not run, or with something else"
+
+    def apply() -> Undo:
+        restart(host, full=True) if host.active() else start(host)
+        before: dict[str, Any] = host.record()
+        # A deployment that follows must not believe that what it started still runs.
+        host.note(rolled=wanted(), runs=None, started=None)
+        return lambda: host.note(**{"rolled": None, **before})
+
+    return Step("start", "the service running with it", pending, apply)
