@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +18,15 @@ from tests.integration.vectors.conftest import owners
 from tests.support.qdrant import ROUTES, StandIn
 from tests.support.vectors import EAST, PAPERS, ident, point
 
-from hx_gateway.rag.filters import EVERYTHING, of_documents
-from hx_gateway.rag.points import StoreUnavailable, Unfit
+from hx_gateway.rag.filters import EVERYTHING, Filter, Match, of_documents
+from hx_gateway.rag.fusion import cosine
+from hx_gateway.rag.points import Collection, Point, StoreUnavailable, Unfit, packed, unpacked
 from hx_gateway.rag.sparse import query_terms
 from hx_gateway.stores.vectors.edge import EmbeddedStore
 from hx_gateway.stores.vectors.pgvector import PostgresStore
 from hx_gateway.stores.vectors.qdrant import QdrantStore
 from hx_gateway.stores.vectors.shard import Shard
+from hx_gateway.stores.vectors.wire import DONE, PROTOCOL, Codec, listening, read_frame, socket_path
 
 
 @pytest.fixture
@@ -239,3 +243,53 @@ def test_vectors_keep_every_bit_in_the_embedded_store(shard: Shard) -> None:
     points = [point(number) for number in range(90)]
     shard.upsert(points)
     assert [item.vector for item in shard.scroll("", 100)] == [item.vector for item in points]
+
+
+def test_so_many_points_that_codes_are_compared_first_find_the_same_also_after_a_crash(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    folder = tmp_path / "many"
+    Shard.make(folder, Collection(name="many", model="none", digest="", dimension=48))
+    shard = Shard(folder)
+    vectors = {ident(number): packed(chance.gauss(0, 1) for _ in range(48)) for number in range(6_000)}
+    points = [
+        Point(id=id, namespace=f"n{number % 2}", document=id, chunk=0, text="x", vector=vector, metadata={"colour": f"c{number // 2 % 10}"})
+        for number, (id, vector) in enumerate(vectors.items())
+    ]
+    shard.upsert(points)
+    shutil.copytree(folder, tmp_path / "copy" / "many")  # of the moment: what a crash leaves behind
+    again = Shard(tmp_path / "copy" / "many")
+    red = Filter(must=(Match(("metadata", "colour"), ("c3",)),))
+    for _ in range(3):
+        asked = packed(chance.gauss(0, 1) for _ in range(48))
+        near = {id: cosine(unpacked(asked), unpacked(vector)) for id, vector in vectors.items()}
+        ranked = sorted(points, key=lambda item: -near[item.id])
+        for filter, wanted in ((EVERYTHING, ranked), (red, [item for item in ranked if item.metadata["colour"] == "c3"])):
+            best = [item.id for item in wanted if item.namespace == "n0"][:10]
+            for opened in (shard, again):
+                hits = opened.dense("n0", asked, 10, filter, None)
+                assert [hit.point.id for hit in hits] == best
+                assert all(abs(hit.score - near[hit.point.id]) < 1e-5 for hit in hits)
+                assert len(opened.dense("n0", asked, 10, filter, near[best[4]] - 1e-5)) == 5
+    shard.close()
+    again.close()
+
+
+async def test_an_owner_that_says_it_is_busy_is_waited_for(tmp_path: Path) -> None:
+    folder, codec = tmp_path / "vectors", Codec()
+    folder.mkdir()
+
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = codec.request(await read_frame(reader))
+        writer.write(codec.frame(hello.number, DONE, PROTOCOL))
+        asked = codec.request(await read_frame(reader))
+        writer.write(codec.frame(0, DONE, None))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(read_frame(reader), 2.5)  # not asked meanwhile whether it lives
+            asked.number += 1000
+        writer.write(codec.frame(asked.number, DONE, 7))
+        writer.close()
+
+    async with await asyncio.start_unix_server(busy, sock=listening(socket_path(folder))):
+        store = EmbeddedStore(folder)
+        assert await store.count("papers", "default", EVERYTHING) == 7
+        await store.close()

@@ -18,9 +18,10 @@ import msgspec
 from hx_gateway.rag.filters import Filter
 from hx_gateway.rag.points import Collection, Hit, Point, StoreUnavailable, Terms, Unfit
 from hx_gateway.stores.vectors.watched import LONGEST_S, Watched
-from hx_gateway.stores.vectors.wire import DONE, LARGEST, PROTOCOL, UNFIT, Codec, read_frame, socket_path
+from hx_gateway.stores.vectors.wire import BUSY, DONE, LARGEST, PROTOCOL, UNFIT, Codec, read_frame, socket_path
 
 NAME = "embedded"
+_BUSY_S = 20.0  # for which an owner that said so is let be
 _START_S = 20.0  # for the owner to start; a call waits as long as `Watched` lets it
 _log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class _Connection:
         self._waiting: dict[int, asyncio.Future[tuple[int, msgspec.Raw]]] = {}
         self._last = 0
         self.lost = False
+        self.busy_until_s = 0.0  # of the monotonic clock
         self._reading = asyncio.create_task(self._read(reader))
 
     async def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -64,6 +66,7 @@ class _Connection:
         try:
             while True:
                 reply = self._codec.reply(await read_frame(reader))
+                self.busy_until_s = time.monotonic() + _BUSY_S if reply.number == BUSY else 0.0
                 answer = self._waiting.get(reply.number)
                 if answer is not None and not answer.done():
                     answer.set_result((reply.outcome, reply.body))
@@ -130,7 +133,11 @@ class EmbeddedStore:
             await asyncio.sleep(0.02)
 
     async def _alive(self) -> None:
-        await (await self._connected()).call("ping", ())
+        if self._connecting is not None and not self._connecting.done() and self._owner is not None and self._owner.poll() is None:
+            return  # it is about to start
+        connection = await self._connected()
+        if time.monotonic() >= connection.busy_until_s:
+            await connection.call("ping", ())
 
     async def _call(self, method: str, *arguments: Any, longest_s: float = LONGEST_S) -> Any:
         async def work() -> Any:

@@ -18,10 +18,11 @@ from typing import Any
 
 import msgspec
 
+from hx_gateway.rag.filters import Filter
 from hx_gateway.rag.points import Collection, StoreUnavailable, Unfit
 from hx_gateway.stores.vectors import shard as shards
 from hx_gateway.stores.vectors.shard import NAME, Shard
-from hx_gateway.stores.vectors.wire import DONE, PROTOCOL, UNAVAILABLE, UNFIT, Codec, Reply, listening, read_frame, socket_path
+from hx_gateway.stores.vectors.wire import BUSY, DONE, PROTOCOL, UNAVAILABLE, UNFIT, Codec, Reply, listening, read_frame, socket_path
 
 LINGER_S = 2.0  # after the last worker has gone
 _AT_ONCE = 64  # calls of one connection under way; then it is not read from
@@ -37,6 +38,8 @@ _READS_NOTHING: dict[str, Any] = {
     "namespaces": {},
     "scroll": [],
 }
+# Not in a thread: nothing runs beside the engine, and to change threads takes as long as they do.
+_QUICK = ("dense", "sparse", "fetch", "count")
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +56,7 @@ class Owner:
         self._shards: dict[str, asyncio.Task[Shard]] = {}
         self._making = asyncio.Lock()
         self._threads = concurrent.futures.ThreadPoolExecutor(min(8, 2 + (os.cpu_count() or 1)), "vectors")
-        self._connected = 0
+        self._writers: set[asyncio.StreamWriter] = set()  # of every connection
         self._left_s = time.monotonic()
         self._wrote_s = time.monotonic()
         self._over = asyncio.Event()
@@ -69,7 +72,7 @@ class Owner:
         path = socket_path(self.folder)
         server = await asyncio.start_unix_server(self._serve, sock=listening(path), limit=1 << 20)
         tidying = asyncio.create_task(self._tidy())
-        while self._connected or time.monotonic() - self._left_s < LINGER_S:
+        while self._writers or time.monotonic() - self._left_s < LINGER_S:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._over.wait(), 0.5)
                 break
@@ -88,7 +91,7 @@ class Owner:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connected += 1
+        self._writers.add(writer)
         places = asyncio.Semaphore(_AT_ONCE)
         under_way: set[asyncio.Task[None]] = set()
         try:
@@ -102,7 +105,7 @@ class Owner:
         except (asyncio.IncompleteReadError, OSError, ValueError):
             pass
         finally:
-            self._connected -= 1
+            self._writers.discard(writer)
             self._left_s = time.monotonic()
             writer.close()
 
@@ -143,7 +146,14 @@ class Owner:
             return _READS_NOTHING[name]
         if name in ("upsert", "delete"):
             self._wrote_s = time.monotonic()
-        return await self._in_thread(getattr(await asyncio.shield(opening), name), *rest)
+        shard = await asyncio.shield(opening)
+        work = getattr(shard, name)
+        if any(shard.unindexed(given) for given in rest if isinstance(given, Filter)):  # while it is made, not even a ping is answered
+            for writer in self._writers:
+                writer.write(self._codec.frame(BUSY, DONE, None))
+        elif name in _QUICK:
+            return work(*rest)
+        return await self._in_thread(work, *rest)
 
     async def _create(self, wanted: Collection) -> Collection:
         opening = self._shards.get(wanted.name)
@@ -176,7 +186,8 @@ class Owner:
             for name, opening in list(self._shards.items()):
                 try:
                     shard = await asyncio.shield(opening)
-                    await self._in_thread(shard.settle)
+                    if time.monotonic() - self._wrote_s > _LOOK_S:  # until then it would stop those who search and those who write
+                        await self._in_thread(shard.settle)
                     if time.monotonic() - self._wrote_s > _IDLE_S and await self._in_thread(shard.untidy):
                         await self._tidy_one(name, shard)
                 except Exception:  # blame: the engine's or the disk's; the collection goes on as it is

@@ -16,15 +16,19 @@ from typing import Any
 import msgspec
 import qdrant_edge as engine
 
-from hx_gateway.rag.filters import Filter, Match, Range, of_documents
+from hx_gateway.rag.filters import Filter, of_documents
 from hx_gateway.rag.points import Collection, Hit, Point, StoreUnavailable, Terms, checked_ids, checked_points, fitting, payload, unpacked
+from hx_gateway.stores.vectors.conditions import indexes, named, within
 
 NAME = "embedded"
 DENSE, SPARSE = "dense", "bm25"
 LEAST_FREE = 128 << 20  # bytes of the disk; the engine maps files into memory, and a write without room behind it would kill it
 _BATCH = 64  # points of one engine call: it holds the interpreter's lock while it reads them
-_FLUSH = 10_000  # points changed since the segments were last written out; until then the log alone is on disk
-_EXACT_KB = 400_000  # vectors of a segment up to this size are compared one by one: exact, and fast enough
+# Points changed since the segments were last written out, which stops everybody else; until then the log alone is on disk.
+_FLUSH = 50_000
+_SCANNED_KB = 400_000  # vectors of a segment up to this size are compared one by one: that is fast enough, and finds the nearest
+_EXACT_POINTS = 5_000  # up to so many, whole vectors are compared; beyond, short codes of four bits a number, and of the best whole vectors
+_LOOKED_AT, _OVERSAMPLED = 100, 4.0  # so many of the best codes are looked at again, or so many for each hit: hardly one is missed
 _DESCRIPTION, _CURRENT = "collection.json", "current.json"
 _INDEXES = 16  # keys of metadata that get an index of their own, once a filter names them
 _STALE_LEAST, _STALE_PART = 10_000, 0.25
@@ -50,7 +54,7 @@ class Shard:
         self._unflushed = 0
         self.writing = threading.Lock()
         self._touched: set[str] | None = None  # while it is tidied: what changed since
-        self._opened(engine.EdgeShard.load(str(folder / str(self._generation))))
+        self._opened(engine.EdgeShard.load(str(folder / str(self._generation)), _config(self.collection)))
 
     def _opened(self, shard: Any) -> None:
         self._engine: Any = shard
@@ -65,15 +69,7 @@ class Shard:
         (building / "1").mkdir(parents=True)
         (building / _DESCRIPTION).write_bytes(msgspec.json.encode(collection))
         (building / _CURRENT).write_text('{"generation": 1, "stale": 0, "added": 0}')
-        made = engine.EdgeShard.create(
-            str(building / "1"),
-            engine.EdgeConfig(
-                vectors={DENSE: engine.EdgeVectorParams(size=collection.dimension, distance=engine.Distance.Cosine)},
-                sparse_vectors={SPARSE: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf)},
-                optimizers=engine.EdgeOptimizersConfig(indexing_threshold=_EXACT_KB),
-                hnsw_config=engine.HnswIndexConfig(m=16, ef_construct=128, full_scan_threshold=20_000, max_indexing_threads=1),
-            ),
-        )
+        made = engine.EdgeShard.create(str(building / "1"), _config(collection))
         made.update(engine.UpdateOperation.create_field_index("namespace", engine.KeywordIndexParams(is_tenant=True)))
         made.update(engine.UpdateOperation.create_field_index("document", engine.KeywordIndexParams()))
         made.flush()
@@ -109,7 +105,7 @@ class Shard:
             wanted = self._within(namespace, what)
         else:
             checked_ids(what)
-            wanted = engine.Filter(must=[_named("namespace", namespace), engine.HasIdCondition(set(what))])
+            wanted = engine.Filter(must=[named("namespace", namespace), engine.HasIdCondition(set(what))])
         with self.writing:
             ids: list[Any] = [str(record.id) for record in self._all(wanted, False)]
             if ids:
@@ -124,31 +120,35 @@ class Shard:
         """As `VectorStore.dense`."""
         fitting(self.collection, vector)
         query = engine.Query.Nearest(unpacked(vector), using=DENSE)
-        # Without an index there is nothing to choose between, and choosing takes as long as comparing.
-        return self._best(query, limit, namespace, filter, threshold, engine.SearchParams(exact=not self._large()))
+        codes = engine.QuantizationSearchParams(rescore=True, oversampling=max(_OVERSAMPLED, _LOOKED_AT / limit))
+        exact: bool = self._engine.info().points_count <= _EXACT_POINTS
+        return self._best(query, limit, namespace, filter, threshold, engine.SearchParams(exact=exact, quantization=codes))
 
     def sparse(self, namespace: str, terms: Terms, limit: int, filter: Filter) -> list[Hit]:
         """As `VectorStore.sparse`."""
         query = engine.Query.Nearest(engine.SparseVector(terms.indices, terms.values), using=SPARSE)
         # How rare a term is, is counted in the namespace alone: scores tell nothing of what others keep.
-        rarity = engine.SearchParams(idf=engine.IdfParams(corpus=_within(namespace, Filter())))
+        rarity = engine.SearchParams(idf=engine.IdfParams(corpus=within(namespace, Filter())))
         return self._best(query, limit, namespace, filter, None, rarity)
 
     def _best(self, query: Any, limit: int, namespace: str, filter: Filter, threshold: float | None, params: Any) -> list[Hit]:
         # Where there is one namespace alone, no point need be asked for its own, which takes longer than comparing it.
-        within = None if self._namespaces == {namespace} and not filter else self._within(namespace, filter)
+        within = self._within("" if self._namespaces == {namespace} else namespace, filter)
         asked = engine.QueryRequest(query=query, limit=limit, filter=within, score_threshold=threshold, with_payload=True, params=params)
         hits = [Hit(_read(found), found.score) for found in self._engine.query(asked)]
         return [hit for hit in hits if hit.point.namespace == namespace]  # one of another may have come just now
 
     def _within(self, namespace: str, filter: Filter) -> Any:
         """The engine's filter; keys of metadata in it get an index, without which every point would be read from disk."""
-        for key, index in _indexes(filter):
-            if key not in self._indexed and len(self._indexed) < _INDEXES:
-                with self.writing:
-                    self._engine.update(engine.UpdateOperation.create_field_index(key, index))
-                    self._indexed.add(key)
-        return _within(namespace, filter)
+        for key, index in self.unindexed(filter):
+            with self.writing:
+                self._engine.update(engine.UpdateOperation.create_field_index(key, index))
+                self._indexed.add(key)
+        return within(namespace, filter)
+
+    def unindexed(self, filter: Filter) -> list[tuple[str, Any]]:
+        """The indexes that a search with this filter makes first."""
+        return [(key, index) for key, index in indexes(filter) if key not in self._indexed and len(self._indexed) < _INDEXES]
 
     def fetch(self, namespace: str, ids: Sequence[str], vectors: bool) -> list[Point]:
         """As `VectorStore.fetch`."""
@@ -165,7 +165,7 @@ class Shard:
         """As `VectorStore.documents`."""
         found: dict[str, list[Point]] = {}
         if ids:
-            for record in self._all(_within(namespace, of_documents(*ids)), True):
+            for record in self._all(within(namespace, of_documents(*ids)), True):
                 point = _read(record)
                 found.setdefault(point.document, []).append(point)
         for points in found.values():
@@ -225,7 +225,7 @@ class Shard:
     def _large(self) -> bool:
         """Whether its vectors are to have an index."""
         size_kb: int = self._engine.info().points_count * self.collection.dimension * 4 >> 10
-        return size_kb > _EXACT_KB
+        return size_kb > _SCANNED_KB
 
     def copy(self) -> Path:
         """Begin to tidy: a copy to be put in order by another process. What changes from now on is remembered."""
@@ -273,6 +273,17 @@ class Shard:
             file.flush()
             os.fsync(file.fileno())
         path.replace(self.folder / _CURRENT)
+
+
+def _config(collection: Collection) -> Any:
+    codes = engine.TurboQuantQuantizationConfig(bits=engine.TurboQuantBitSize.Bits4, memory=engine.Memory.Cached)
+    return engine.EdgeConfig(
+        vectors={DENSE: engine.EdgeVectorParams(size=collection.dimension, distance=engine.Distance.Cosine, quantization_config=codes)},
+        sparse_vectors={SPARSE: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf)},
+        optimizers=engine.EdgeOptimizersConfig(indexing_threshold=_SCANNED_KB),
+        hnsw_config=engine.HnswIndexConfig(m=16, ef_construct=128, full_scan_threshold=20_000, max_indexing_threads=1),
+        max_search_threads=1,  # of a machine's cores, the others are for chats
+    )
 
 
 def _synced(wal: Path) -> bool:
@@ -355,44 +366,5 @@ def _read(record: Any) -> Point:
     )
 
 
-def _named(key: str, value: str) -> Any:
-    return engine.FieldCondition(key=key, match=engine.MatchValue(value))
-
-
-def _within(namespace: str, filter: Filter) -> Any:
-    must = [_named("namespace", namespace)]
-    return engine.Filter(must=[*must, _condition(filter)] if filter else must)
-
-
 def _text(value: Any) -> str:
     return str(getattr(value, "value", value))
-
-
-def _key(condition: Match | Range) -> str:
-    path = condition.path
-    if isinstance(condition, Match) and isinstance(condition.values[0], bool):
-        path = ("flags", *path[1:])
-    return ".".join(path)
-
-
-def _indexes(condition: Match | Range | Filter) -> list[tuple[str, Any]]:
-    """The keys that a condition asks for, each with the index that answers it; where there is another one, the points are read."""
-    if isinstance(condition, Filter):
-        return [found for inner in (*condition.must, *condition.must_not, *condition.should) for found in _indexes(inner)]
-    if isinstance(condition, Range):
-        return [(_key(condition), engine.FloatIndexParams())]
-    whole = type(condition.values[0]) is int
-    return [(_key(condition), engine.IntegerIndexParams(lookup=True, range=False) if whole else engine.KeywordIndexParams())]
-
-
-def _condition(condition: Match | Range | Filter) -> Any:
-    if isinstance(condition, Filter):
-        clauses: dict[str, Any] = {
-            name: [_condition(inner) for inner in getattr(condition, name)] or None for name in ("must", "must_not", "should")
-        }
-        return engine.Filter(**clauses)
-    key = _key(condition)
-    if isinstance(condition, Range):
-        return engine.FieldCondition(key=key, range=engine.RangeFloat(**condition.bounds))
-    values: list[Any] = [str(value) if isinstance(value, bool) else value for value in condition.values]
-    return engine.FieldCondition(key=key, match=engine.MatchValue(values[0]) if len(values) == 1 else engine.MatchAny(values))

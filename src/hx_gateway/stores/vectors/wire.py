@@ -19,6 +19,7 @@ from hx_gateway.rag.points import Collection, Hit, Point, Terms
 PROTOCOL = 1
 LARGEST = 256 << 20  # bytes of a frame
 DONE, UNFIT, UNAVAILABLE = 0, 1, 2
+BUSY = 0  # number of a reply to no call: the owner will not answer for some seconds, and lives
 
 _CALLS: dict[str, tuple[Any, Any]] = {
     "hello": (tuple[int], int),
