@@ -217,8 +217,8 @@ class Backing:
         try:
             self.redis = Redis(url.reveal(), self.config.storage.redis_budget_seconds)
         except (Unavailable, ValueError) as error:
-            self.redis_missing = str(error)
-            _log.error("%s; limits are kept by this gateway for itself", error)
+            self.redis_missing = str(error) if isinstance(error, Unavailable) else f"storage.redis_url: {error}"
+            _log.error("%s; limits are kept by this gateway for itself", self.redis_missing)
             return
         await self.redis.start()
         table = self.metering.limiter.table

@@ -15,6 +15,8 @@ from hx_gateway.config.sections import Settings
 
 _POSTGRES = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
 
+_MALFORMED = "is no address: its host or port is malformed; in a password write / as %2F, @ as %40, : as %3A, # as %23"
+
 
 def database_fault(url: str) -> str:
     """Why ``url`` cannot be the address of the SQL store; empty if it can. Never repeats the address."""
@@ -25,11 +27,15 @@ def database_fault(url: str) -> str:
         return ""
     if not _POSTGRES.match(url):
         return "should start with postgresql:// or sqlite:///"
+    return "" if "," in url or _port(url) else _MALFORMED  # several hosts are the driver's own way of writing
+
+
+def _port(url: str) -> bool:
+    """Whether the port can be one, if there is any."""
     try:
-        port = urlsplit(url).port if "," not in url else 1  # several hosts are the driver's own way of writing
+        return urlsplit(url).port != 0
     except ValueError:
-        port = 0
-    return "" if port != 0 else "is no address: its host or port is malformed; in a password write / as %2F, @ as %40, : as %3A, # as %23"
+        return False
 
 
 def _database(secret: Secret) -> Secret:
@@ -41,6 +47,8 @@ def _database(secret: Secret) -> Secret:
 def _redis(url: Secret | None) -> Secret | None:
     if url is not None and not url.reveal().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("should start with redis://, rediss:// or unix://")
+    if url is not None and not _port(url.reveal()):
+        raise ValueError(_MALFORMED)
     return url
 
 

@@ -46,14 +46,20 @@ class RedisAddress:
             raise ValueError("should start with redis://, rediss:// or unix://")
         self.user, self.password = unquote(parts.username or ""), unquote(parts.password or "")
         self.path = unquote(parts.path) if parts.scheme == "unix" else ""
-        self.host, self.port = parts.hostname or "localhost", parts.port or 6379
+        try:
+            self.host, self.port = parts.hostname or "localhost", parts.port or 6379
+        except ValueError:  # whose own text may have a part of the password in it
+            raise ValueError("is no address: its host or port is malformed; in a password write / as %2F, @ as %40, : as %3A") from None
         database = query.get("db") or (parts.path.strip("/") if parts.scheme != "unix" else "") or "0"
         if not database.isdigit():
             raise ValueError("should end with the number of a database, or with nothing")
         self.database = int(database)
         self.tls: ssl.SSLContext | None = None
         if parts.scheme == "rediss":
-            self.tls = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+            try:
+                self.tls = ssl.create_default_context(cafile=query.get("ssl_ca_certs"))
+            except OSError as error:
+                raise ValueError(f"its ssl_ca_certs cannot be read: {error.strerror or error}") from None
             if query.get("ssl_cert_reqs") == "none":
                 self.tls.check_hostname = False
                 self.tls.verify_mode = ssl.CERT_NONE
@@ -231,12 +237,12 @@ class Redis:
                 reason = "no connection within half a second"
             except Unavailable as error:
                 reason = str(error)
+            except ssl.SSLCertVerificationError as error:
+                reason = f"its certificate is not good: {error.verify_message}"
+            except ssl.SSLError as error:
+                reason = f"TLS with it failed: {error.reason}"
             except OSError as error:  # whose own text has the address in it
-                reason = (
-                    os.strerror(error.errno)
-                    if error.errno is not None and error.errno > 0
-                    else "its name cannot be resolved, or its certificate is not good"
-                )
+                reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "its name cannot be resolved"
             else:
                 self.reason = ""
                 _log.info("Redis at %s is there", self.address)
