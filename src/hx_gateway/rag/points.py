@@ -105,7 +105,7 @@ class Point(msgspec.Struct, kw_only=True):
         namespace: Who may see it.
         document: The document's own id.
         chunk: Its place in the document, from 0.
-        text: What was embedded, after those of its title and headings that it does not say itself.
+        text: What was embedded, below its title and headings.
         vector: `packed`; empty where it was not asked for.
         sparse: Its terms and those of its title and headings; None where it was not asked for, or has none.
         metadata: JSON object; filters look at it.

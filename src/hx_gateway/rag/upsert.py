@@ -23,7 +23,7 @@ from hx_gateway.rag.sparse import document_terms
 _METADATA = 64 << 10  # bytes as JSON
 _IDS = uuid.UUID("6f2c3c0e-7b0f-5a55-9d6c-2d1d6a1c7e11")
 _AGAIN_S = 5.0
-_LONG = 16_384  # characters that are not cut while others wait
+_LONG, _MANY = 4096, 16  # characters, and chunks, of a document that is not prepared while others wait
 _READ = 440  # tokens that are embedded at once, by an estimate that is rather too high: small models read 512
 _LEVELS, _TITLE = 8, 200  # headings above a chunk, and characters of each, that are found and embedded with it
 
@@ -59,7 +59,7 @@ class _Work:
         self.at = at  # where it stands in the request, for errors
         self.texts: list[str] = []
         self.above: list[str] = []  # title and headings of each, whose words count as its own
-        self.inputs: list[str] = []  # what is embedded for each: the text after those of them that it does not say itself
+        self.inputs: list[str] = []  # what is embedded for each: the text below them, where both fit
         self.vectors: list[bytes] = []  # empty where one is still to be made
         self.metadata: list[dict[str, Any]] = []
         self.hash = ""
@@ -117,7 +117,7 @@ async def upsert(
         work = _Work(Result(document.id or "", namespace), at)
         works.append(work)
         try:
-            if document.text is not None and len(document.text) > _LONG:
+            if len(document.text or "") > _LONG or len(document.chunks or ()) > _MANY:
                 await asyncio.to_thread(_prepared, work, document, limits)
             else:
                 _prepared(work, document, limits)
@@ -126,7 +126,7 @@ async def upsert(
         if (namespace, work.result.id) in seen and work.failure is None:
             work.failed(failure_of(Unfit(f"{at}.id: {work.result.id!r} is given twice in this request", f"{at}.id")))
         seen.add((namespace, work.result.id))
-        if number % 16 == 15:
+        if number % 4 == 3:
             await asyncio.sleep(0)  # others wait while texts are cut
     call = _Call(shelves, name, ask.model, asker, limits)
     done = progress or (lambda number, result: None)
@@ -222,9 +222,9 @@ def _prepared(work: _Work, document: Document, limits: Limits) -> None:
         raise Unfit(f"{at}.metadata: holds a NUL character", f"{at}.metadata")
     for text, about in zip(work.texts, work.metadata, strict=True):
         above = _above(about)
-        unsaid = "\n".join([part for part in above if part not in text] + [text])
+        below = "\n".join([*above, text])
         work.above.append("\n".join(above))
-        work.inputs.append(unsaid if len(unsaid) > len(text) and tokens(unsaid) <= _READ else text)
+        work.inputs.append(below if above and len(below) <= 4 * _READ and tokens(below) <= _READ else text)
     digest = hashlib.sha256(msgspec.json.encode([work.texts, document.format if document.text is not None else ""]) + metadata)
     for vector in work.vectors:
         digest.update(hashlib.sha256(vector).digest())
@@ -303,7 +303,7 @@ class _Call:
                     raise Unfit(
                         f"{field}: {len(vector) // 4} numbers, but those of collection {self.name!r} have {collection.dimension}", field
                     )
-            for point in _points(work):
+            for point in await asyncio.to_thread(list, _points(work)) if max(map(len, work.texts)) > _LONG else _points(work):
                 points.append(point)
                 await asyncio.sleep(0)  # to find the words of a long text takes a millisecond
         await store.upsert(self.name, points)
