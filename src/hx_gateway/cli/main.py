@@ -30,6 +30,7 @@ COMMANDS = (
     ("restore", "hx_gateway.cli.backup:restore", "Bring back what such a file holds."),
     ("permissions", "hx_gateway.cli.permissions:permissions", "Compare or set owners and modes of what is installed."),
     ("uninstall", "hx_gateway.cli.deploy:uninstall", "Take the service away."),
+    ("monitoring", "hx_gateway.cli.monitoring:group", "Write out rules, alerts and a dashboard for Prometheus and Grafana."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )
