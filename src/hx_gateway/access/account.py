@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from hashlib import blake2b
+from math import ceil
 from typing import Any
 
 from hx_gateway.access.lease import Lease
@@ -84,7 +84,7 @@ class Account:
 
     __slots__ = (
         "ahead_s", "answer_s", "burst_s", "completion", "counted", "debts", "decided_s", "dirty", "fixed", "free", "id", "index", "interval_s", "key", "lease",
-        "limits", "lines", "max_concurrent", "name", "remote", "rolls", "scope", "settles", "state", "stuck_s", "table", "token_s", "tokens_ahead_s",
+        "limits", "lines", "max_concurrent", "money", "name", "remote", "rolls", "scope", "settles", "soon", "state", "stuck_s", "table", "token_s", "tokens_ahead_s",
         "under_way",
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ class Account:
         """Take other limits into use; what was used stays."""
         self.limits = limits
         rate = limits.requests_per_second
-        burst = limits.burst or max(1, math.ceil(rate))
+        burst = limits.burst or max(1, ceil(rate))
         self.interval_s = 1.0 / rate if rate else 0.0
         self.burst_s = burst * self.interval_s
         self.token_s = MINUTE_S / limits.tokens_per_minute if limits.tokens_per_minute else 0.0
@@ -124,11 +124,13 @@ class Account:
         self.settles = bool(self.token_s or self.rolls)
         self.under_way = self.settles or self.max_concurrent > 0
         self.free = None if self.under_way else Hold(self, 0, 0)
+        self.money = bool(limits.day_cost or limits.month_cost)
         self.lines = b""
         if rate:
             self.lines += _LINES % (b"requests", burst, b"requests", b"requests")
         if self.token_s:
             self.lines += _LINES % (b"tokens", limits.tokens_per_minute, b"tokens", b"tokens")
+        self.soon = self.lines.replace(b"%b", b"%dms")  # where all is renewed within a second
 
     def header_lines(self) -> bytes:
         """Header lines with the limits, and what was left of them at the last decision."""
@@ -138,8 +140,13 @@ class Account:
             left = int((self.burst_s - ahead_s) / interval_s + 1e-6)
             if not token_s:
                 return self.lines % (left if left > 0 else 0, span(ahead_s))
-            left_tokens = int((MINUTE_S - self.tokens_ahead_s) / token_s + 1e-6)
-            return self.lines % (left if left > 0 else 0, span(ahead_s), left_tokens if left_tokens > 0 else 0, span(self.tokens_ahead_s))
+            tokens_ahead_s = self.tokens_ahead_s
+            left_tokens = int((MINUTE_S - tokens_ahead_s) / token_s + 1e-6)
+            if left < 0 or left_tokens < 0:
+                left, left_tokens = max(0, left), max(0, left_tokens)
+            if ahead_s < 1.0 and tokens_ahead_s < 1.0:
+                return self.soon % (left, ceil(ahead_s * 1000), left_tokens, ceil(tokens_ahead_s * 1000))
+            return self.lines % (left, span(ahead_s), left_tokens, span(tokens_ahead_s))
         if token_s:
             return self.lines % (max(0, int((MINUTE_S - self.tokens_ahead_s) / token_s + 1e-6)), span(self.tokens_ahead_s))
         return b""
@@ -204,8 +211,8 @@ class Hold:
 def span(seconds: float) -> bytes:
     """A time as OpenAI's headers write it: ``120ms``, ``7.66s``, ``6m0s``."""
     if seconds < 1.0:
-        return b"%dms" % math.ceil(seconds * 1000)
+        return b"%dms" % ceil(seconds * 1000)
     if seconds < MINUTE_S:
         return b"%.2fs" % seconds
-    whole = math.ceil(seconds)
+    whole = ceil(seconds)
     return b"%dm%ds" % (whole // 60, whole % 60)

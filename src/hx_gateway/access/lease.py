@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 LEASE_S = 0.02
 """A lease is good for so long; a key that is asked for less often than this gets none."""
 _MOST = 31  # requests that a lease is good for, at most
+_TOKENS = 8 * _MOST  # the same for its tokens and money, as far as the limit allows: the locks of many decisions saved
 _PART = 50  # all leases together are at most this part of a limit
 
 
@@ -93,7 +94,7 @@ class Lease:
             if places < 1:
                 return
         if account.settles:
-            spare, money = account.affordable(table, state, (_MOST * tokens, _MOST * cost), (tokens, cost), part)
+            spare, money = account.affordable(table, state, (_TOKENS * tokens, _TOKENS * cost), (tokens, cost), part)
             if spare < tokens or money < cost:
                 return
         if stretch_s:
