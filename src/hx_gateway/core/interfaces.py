@@ -59,6 +59,10 @@ class Observer(Protocol):
         ...
 
 
+def unheard(self: Any, exchange: Exchange, failure: Failure | None, /) -> None:
+    """The `Observer.attempted` of those to whom only the end counts: it is never called."""
+
+
 class ClientSide(Protocol):
     """The client's end of an exchange. Frames bytes; knows nothing of models.
 

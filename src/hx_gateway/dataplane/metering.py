@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from hx_gateway.access.account import NANO, Account, Hold, Refusal
 from hx_gateway.access.limiter import Limiter
 from hx_gateway.core.context import EMBEDDINGS, Exchange, Identity
+from hx_gateway.core.interfaces import unheard
 from hx_gateway.dataplane.features import BYTES_PER_TOKEN
 from hx_gateway.ledger.pricing import cost_of, engine_s, worked
 from hx_gateway.openai.requests import Facts
 
 if TYPE_CHECKING:
     from hx_gateway.access.shared import Shared
-    from hx_gateway.core.errors import Failure
 
 _BIG = 16_384  # bytes of a body that may hold pictures
 _PICTURE_BYTES = 1000 * BYTES_PER_TOKEN  # a picture counts as a thousand tokens, whatever its file's size
@@ -26,7 +26,7 @@ _base64 = re.compile(rb";base64,[A-Za-z0-9+/=_-]*")
 def prompt_tokens(body: bytes) -> int:
     """Tokens of the prompt in a body, roughly."""
     size: float = len(body)
-    if size > _BIG and b";base64," in body:
+    if b";base64," in body:
         for found in _base64.finditer(body):
             size += _PICTURE_BYTES - (found.end() - found.start())
     return int(size / BYTES_PER_TOKEN) + 1
@@ -34,13 +34,15 @@ def prompt_tokens(body: bytes) -> int:
 
 def estimate(exchange: Exchange, account: Account) -> tuple[int, int]:
     """Tokens and money (in `NANO`) that an exchange may need, from its body, its ``max_tokens`` and earlier answers."""
-    prompt, completion, facts = prompt_tokens(exchange.body), 0, exchange.facts
+    body, completion, facts = exchange.body, 0, exchange.facts
+    prompt = prompt_tokens(body) if len(body) > _BIG else int(len(body) / BYTES_PER_TOKEN) + 1
     if facts is not None and exchange.route is not EMBEDDINGS:
         asked = facts.max_completion_tokens or facts.max_tokens or 0
         completion = asked if asked > 0 else int(account.completion) + 1
-    cost = 0.0
-    limits, target = account.limits, exchange.candidates
-    if target is not None and (limits.day_cost or limits.month_cost):
+    if not account.money:
+        return prompt + completion, 0
+    cost, target = 0.0, exchange.candidates
+    if target is not None:
         members = target.deployments
         cost = max((cost_of(member.prices, prompt, completion, -1, account.answer_s) for member in members), default=0.0)
     return prompt + completion, int(cost * NANO)
@@ -67,7 +69,7 @@ def used(exchange: Exchange, hold: Hold, now_s: float) -> tuple[int, int]:
         tokens = prompt + max(0, completion)
     else:
         tokens = hold.tokens if exchange.outcome is None else min(hold.tokens, prompt_tokens(exchange.body))
-    if not (hold.account.limits.day_cost or hold.account.limits.month_cost):
+    if not hold.account.money:
         return tokens, 0
     cost = cost_of(deployment.prices, prompt, completion, exchange.cached_tokens, engine_s(exchange, now_s))
     return tokens, round(cost * NANO)
@@ -101,8 +103,7 @@ class Metering:
         else:
             self.limiter.settle(hold, tokens, cost)
 
-    def attempted(self, exchange: Exchange, failure: Failure | None, /) -> None:
-        """Nothing: only the end counts."""
+    attempted = unheard
 
     def finished(self, exchange: Exchange, /) -> None:
         """Settle what the exchange holds."""

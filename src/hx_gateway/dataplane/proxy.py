@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Failure
-from hx_gateway.core.interfaces import Observer, Provider, Response
+from hx_gateway.core.interfaces import Observer, Provider, Response, unheard
 from hx_gateway.dataplane.answer import failure_lines, request_id
 from hx_gateway.dataplane.features import ask_of
 from hx_gateway.dataplane.flight import Carried
@@ -47,6 +47,8 @@ class Proxy:
     """
 
     __slots__ = (
+        "_hearing",
+        "_observers",
         "alarm",
         "decisions",
         "explained",
@@ -56,7 +58,6 @@ class Proxy:
         "hotel",
         "in_flight",
         "max_attempts",
-        "observers",
         "plain",
         "router",
         "total_s",
@@ -89,6 +90,16 @@ class Proxy:
         self.waiting: set[Run] = set()  # streams without a first byte
         self.plain: dict[Target, Ask] = {}  # of names whose policy asks nothing of the request; emptied on reload
         self.in_flight = 0
+
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Those who are told of every end, and unless their ``attempted`` is `unheard` of every attempt."""
+        return self._observers
+
+    @observers.setter
+    def observers(self, observers: tuple[Observer, ...]) -> None:
+        self._observers = observers
+        self._hearing = tuple(observer for observer in observers if getattr(type(observer), "attempted", None) is not unheard)
 
     def ask(self, exchange: Exchange, tried: Sequence[Deployment] = ()) -> Ask:
         """What the router needs to know of an exchange."""
@@ -131,7 +142,7 @@ class Proxy:
 
     def attempted(self, exchange: Exchange, failure: Failure | None) -> None:
         """Tell the observers that an attempt is over; what fails in one of them touches neither the request nor the others."""
-        for observer in self.observers:
+        for observer in self._hearing:
             try:
                 observer.attempted(exchange, failure)
             except Exception:  # blame: the observer's own
@@ -143,7 +154,7 @@ class Proxy:
             if exchange.flight is not None:
                 exchange.flight.landed()
             return
-        for observer in self.observers:
+        for observer in self._observers:
             try:
                 observer.finished(exchange)
             except Exception:  # blame: the observer's own

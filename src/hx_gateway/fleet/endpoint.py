@@ -160,7 +160,7 @@ class Endpoint:
         return f"<Endpoint {self.name} {self.address} in_flight={self.in_flight} {self.breaker!r}>"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Prices:
     """What a deployment costs, in the operator's currency."""
 
@@ -169,6 +169,11 @@ class Prices:
     per_completion_token: float = 0.0
     per_cached_token: float | None = None  # of a prompt token that the engine had cached; None for that of any other
     per_engine_second: float = 0.0
+    free: bool = field(init=False, default=True)  # nothing has a price
+
+    def __post_init__(self) -> None:
+        prices = (self.per_request, self.per_prompt_token, self.per_completion_token, self.per_cached_token, self.per_engine_second)
+        object.__setattr__(self, "free", not any(prices))
 
 
 @dataclass(slots=True)

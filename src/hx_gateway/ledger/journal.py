@@ -12,6 +12,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from struct import Struct
+from typing import Any
 from zlib import crc32
 
 import msgspec
@@ -28,6 +30,7 @@ _OLDEST_S = 900.0  # a segment is closed after this time, so that what was shipp
 _SAY_AGAIN_S = 60.0
 _LOOK_S = 2.0
 _UNREADY_S = 3600.0  # age at which a segment that was never finished being made is nobody's
+_put = Struct("<I").pack_into
 _encode_into = msgspec.msgpack.Encoder().encode_into
 _log = logging.getLogger(__name__)
 
@@ -71,8 +74,8 @@ class Journal:
         self._turn()
         self._thread = ThreadPoolExecutor(1, "journal")
 
-    def append(self, record: UsageRecord) -> None:
-        """Write a record; on return it survives the death of this process, though not yet that of the machine."""
+    def append(self, record: UsageRecord | tuple[Any, ...]) -> None:
+        """Write a record, or its values; on return it survives the death of this process, though not yet that of the machine."""
         if self._waiting:
             self._drain()
         buffer = self._buffer
@@ -85,7 +88,7 @@ class Journal:
         if size > LARGEST:
             self.lost += 1
             return
-        buffer[:4] = size.to_bytes(4, "little")
+        _put(buffer, 0, size)
         if self._waiting or not self._write(buffer):
             if len(self._waiting) < _WAITING:
                 self._waiting.append(bytes(buffer))
@@ -94,18 +97,19 @@ class Journal:
 
     def _write(self, buffer: bytearray) -> bool:
         """Put a payload, behind its length, into the current segment or the next; False where there is no room."""
-        size = len(buffer) - 4
+        size = len(buffer)
         segment = self._current
-        if segment is None or segment.offset + size + 8 > segment.size:
+        if segment is None or segment.offset + size + 4 > segment.size:
             self._turn()
             if segment is self._current:
                 return False
             segment = self._current
             assert segment is not None
         offset = segment.offset
-        buffer += crc32(buffer, segment.salt ^ offset).to_bytes(4, "little")
-        segment.map[offset : offset + size + 8] = buffer
-        segment.offset = offset = (offset + size + 15) & -8
+        end = offset + size
+        segment.map[offset:end] = buffer
+        _put(segment.map, end, crc32(buffer, segment.salt ^ offset))
+        segment.offset = offset = (end + 11) & -8
         segment.records += 1
         self.records += 1
         if offset > segment.size >> 1 and self._spare is None and not self._making:

@@ -7,11 +7,11 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from hx_gateway.core.context import Exchange
+from hx_gateway.core.interfaces import unheard
 from hx_gateway.ledger.bodies import Bodies
-from hx_gateway.ledger.record import record_of
+from hx_gateway.ledger.record import values_of
 
 if TYPE_CHECKING:
-    from hx_gateway.core.errors import Failure
     from hx_gateway.ledger.journal import Journal
 
 
@@ -37,8 +37,7 @@ class Ledger:
         self._header = b"\n%b: " % user_header.lower().encode() if user_header else b""
         self._trusted = frozenset(trusted)
 
-    def attempted(self, exchange: Exchange, failure: Failure | None, /) -> None:
-        """Nothing: failed attempts are in the exchange's trail."""
+    attempted = unheard
 
     def finished(self, exchange: Exchange, /) -> None:
         """Append the record."""
@@ -48,7 +47,7 @@ class Ledger:
             return
         identity = exchange.identity
         user = self._user(exchange) if self._trusted and identity is not None and identity.name in self._trusted else ""
-        journal.append(record_of(exchange, monotonic(), time(), user))
+        journal.append(values_of(exchange, monotonic(), time(), user))
 
     def _user(self, exchange: Exchange) -> str:
         """The end user: by header, else by the body's ``user``."""

@@ -16,6 +16,7 @@ class Priced(Protocol):
     per_completion_token: float
     per_cached_token: float | None
     per_engine_second: float
+    free: bool
 
 
 def worked(exchange: Exchange) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from hx_gateway.core.context import FORWARD, Exchange
-from hx_gateway.ledger.pricing import cost_of, engine_s, worked
+from hx_gateway.ledger.pricing import cost_of, worked
 
 VERSION = 1
 """Of the meaning of the fields. New ones are added at the end, with a default: older segments lack them, older readers skip them."""
@@ -78,8 +80,8 @@ class UsageRecord(msgspec.Struct, array_like=True, gc=False):
     tags: list[str] | None = None
 
 
-def record_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -> UsageRecord:
-    """The record of an exchange that has come to its end.
+def values_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -> tuple[Any, ...]:
+    """What the `UsageRecord` of an exchange that has come to its end holds, in its order; it is written to the journal as it is.
 
     Args:
         exchange: The exchange.
@@ -92,16 +94,26 @@ def record_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
     prompt, completion, cached = exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens
     taken_s = now_s - received_s
     cost = engine = 0.0
-    if deployment is not None and worked(exchange):
-        engine = engine_s(exchange, now_s)
-        cost = cost_of(deployment.prices, prompt, completion, cached, engine)
+    model, endpoint = "", exchange.upstream
+    if deployment is not None:
+        model, endpoint = deployment.model, deployment.endpoint.name
+        if worked(exchange):
+            engine = exchange.engine_s or now_s - exchange.call_s
+            prices = deployment.prices
+            if not prices.free:
+                cost = cost_of(prices, prompt, completion, cached, engine)
     asked = exchange.asked
     if not asked:
         if exchange.route is FORWARD:
             asked = exchange.target.partition(b"?")[0].decode("latin-1")
         elif facts is not None:
             asked = facts.model or ""
-    return UsageRecord(
+    key_id = key_name = team = ""
+    tags = None
+    if identity is not None:
+        key_id, key_name, team = identity.id, identity.name, identity.team
+        tags = identity.tags or None
+    return (
         VERSION,
         exchange.id,
         int((wall_s - taken_s) * 1000.0),
@@ -110,14 +122,14 @@ def record_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
         exchange.queued_s * 1000.0,
         exchange.load_s * 1000.0,
         exchange.route.name,
-        identity.id if identity is not None else "",
-        identity.name if identity is not None else "",
-        identity.team if identity is not None else "",
+        key_id,
+        key_name,
+        team,
         user[:_LONGEST],
         asked[:_LONGEST],
-        deployment.model if deployment is not None else "",
+        model,
         target.group if target is not None else "",
-        deployment.endpoint.name if deployment is not None else exchange.upstream,
+        endpoint,
         exchange.attempts,
         exchange.trail,
         exchange.status,
@@ -130,5 +142,5 @@ def record_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
         exchange.estimated,
         cost,
         engine * 1000.0,
-        list(identity.tags) if identity is not None and identity.tags else None,
+        tags,
     )

@@ -11,7 +11,7 @@ from hx_gateway.core.context import CHAT, EMBEDDINGS, Exchange, Identity
 from hx_gateway.fleet.endpoint import Prices
 from hx_gateway.ledger.observer import Ledger
 from hx_gateway.ledger.pricing import cost_of, engine_s, worked
-from hx_gateway.ledger.record import record_of
+from hx_gateway.ledger.record import UsageRecord, values_of
 from hx_gateway.openai.usage import estimate
 from hx_gateway.testing.factories import make_deployment, make_exchange
 
@@ -61,7 +61,7 @@ def test_prices(prices: Prices, counts: tuple[int, int, int], seconds: float, co
 )
 def test_work_that_was_done_is_paid_for(fields: dict[str, Any], pays: bool) -> None:
     made = exchange(**fields)
-    record = record_of(made, 110.0, 1000.0)
+    record = UsageRecord(*values_of(made, 110.0, 1000.0))
     assert worked(made) is pays
     assert record.cost == (pytest.approx(1000 + 5 + 70 + 3.0) if pays else 0.0)
     assert record.engine_ms == (6000.0 if pays else 0.0)
@@ -73,7 +73,7 @@ def test_an_engine_that_tells_its_time_is_believed() -> None:
 
 
 def test_times_are_those_of_the_request() -> None:
-    record = record_of(exchange(queued_s=1.5, load_s=0.25), 110.0, 1000.0)
+    record = UsageRecord(*values_of(exchange(queued_s=1.5, load_s=0.25), 110.0, 1000.0))
     assert (record.at_ms, record.duration_ms, record.ttft_ms, record.queued_ms, record.load_ms) == (
         990_000,
         10_000.0,
@@ -85,8 +85,8 @@ def test_times_are_those_of_the_request() -> None:
 
 def test_a_key_is_named_never_shown() -> None:
     identity = Identity("shop", id="01K", team="web", tags=("a", "b"))
-    record = record_of(exchange(identity=identity), 110.0, 1000.0)
-    assert (record.key_id, record.key_name, record.team, record.tags) == ("01K", "shop", "web", ["a", "b"])
+    record = UsageRecord(*values_of(exchange(identity=identity), 110.0, 1000.0))
+    assert (record.key_id, record.key_name, record.team, record.tags) == ("01K", "shop", "web", ("a", "b"))
 
 
 def test_estimates_fill_gaps_and_nothing_else() -> None:
