@@ -79,7 +79,7 @@ async def _parts(request: Request, session: Session, rates: Rates) -> dict[str, 
     shown["servers"] = "".join(f'<article class="card server" id="{one["id"]}"></article>' for one in seen["servers"])
     for one in seen["servers"]:
         shown[one["id"]] = part(request, "fleet_server.html", one=one, token=session.kept.csrf, **seen)
-    shown["data"] = {
+    shown["data"] = seen["measured"] and {
         "at": seen["now_ms"] / 1000,
         "series": {one["name"]: round(one["rate"].written, 2) for one in seen["servers"]},
         "requests": {one["name"]: round(one["rate"].requests, 2) for one in seen["servers"]},

@@ -5,6 +5,7 @@ const tokens = lines("plot-tokens", "tokens/s");
 const requests = lines("plot-requests", "requests/s");
 
 addEventListener("hx:data", ({ detail }) => {
+  if (!detail.series) return; // the first look has nothing to compare with
   tokens.add(detail.at, detail.series);
   requests.add(detail.at, detail.requests);
 });
