@@ -52,8 +52,9 @@ def owner(state: Path) -> psutil.Process:
 class Putting:
     """Adds documents one by one until it is told to stop; keeps what was accepted and what was not."""
 
-    def __init__(self, house: House) -> None:
+    def __init__(self, house: House, round: str = "d") -> None:
         self.house = house
+        self.round = round
         self.stored: list[str] = []
         self.refused: list[tuple[int, str, str]] = []
         self.slowest_s = 0.0
@@ -64,12 +65,12 @@ class Putting:
         number = 0
         while not self._over.is_set():
             number += 1
-            body = {"documents": [{"id": f"d{number}", "text": f"wing number {number}"}]}
+            body = {"documents": [{"id": f"{self.round}{number}", "text": f"wing number {number}"}]}
             began_s = time.monotonic()
             status, answer, _ = self.house.ask("POST", "/v1/rag/upsert", body)
             self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
             if status == 200:
-                self.stored.append(f"d{number}")
+                self.stored.append(f"{self.round}{number}")
             else:
                 self.refused.append((status, answer["error"]["code"], answer["error"]["message"]))
             time.sleep(PAUSE_S)
