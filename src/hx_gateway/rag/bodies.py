@@ -103,7 +103,9 @@ class Document(msgspec.Struct, forbid_unknown_fields=True):
     id: Annotated[Id | None, Meta(description="A document of the same id is replaced; without it made from the content.")] = None
     text: Annotated[str | None, Meta(description="The whole text.")] = None
     chunks: Annotated[Parts | None, Meta(description="Its parts, in order.")] = None
-    metadata: Annotated[dict[str, Any], Meta(description="What filters look at, and what comes back with each hit.")] = {}
+    metadata: Annotated[
+        dict[str, Any], Meta(description="What filters look at, and what comes back with each hit; its `title` is found with every chunk.")
+    ] = {}
     namespace: Annotated[Name | None, Meta(description="Where it belongs; that of the request without it.")] = None
     format: Annotated[Literal["text", "markdown"], Meta(description="How the text is cut: Markdown by its headings.")] = "text"
 
