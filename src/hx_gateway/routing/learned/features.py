@@ -1,0 +1,149 @@
+"""What the scorer sees of a prompt: hashed words and pairs of words, and its outward shape, in plain Python."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from math import log2
+from zlib import crc32
+
+BITS = 18
+_MASK = (1 << BITS) - 1
+HEAD_CHARS, TAIL_CHARS = 3072, 1024  # of a long prompt: its beginning and its end, so that the cost is bounded
+_ASCII = re.compile(rb"[a-z]+|[0-9]+|[^\sa-z0-9]")
+_OTHER = re.compile(r"[^\W\d_\u2e80-\uffff]+|\d+|[^\s]")  # scripts without spaces character by character: pairs are their words
+_DIGITS, _CAPITALS = b"0123456789", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_NO_SIGNS = _DIGITS + _CAPITALS + b"abcdefghijklmnopqrstuvwxyz \t\r\n"
+_CODE = ("```", "def ", "return ", "import ", ";\n", "{\n", "</", "SELECT ")
+
+SHAPES = (
+    "length", "word length", "lines", "shortest line", "digits", "signs", "capitals", "formula", "code", "question", "blank", "exception",
+    "other scripts", "turns", "tools",
+)  # fmt: skip
+STEPS = 32
+"""Each shape's value is a step from 0 to ``STEPS - 1``; where a quantity grows without end, two steps are a doubling."""
+
+
+class Features:
+    """One prompt as the scorer sees it; no text can be read from it.
+
+    Args:
+        words: Different hashes, below ``2 ** BITS``, of its words and pairs of neighbouring words.
+        shape: For each of `SHAPES` the position ``shape * STEPS + step``.
+    """
+
+    __slots__ = ("shape", "words")
+
+    def __init__(self, words: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        self.words = words
+        self.shape = shape
+
+    def pack(self) -> bytes:
+        """All of it in bytes, for a log: at most about 5 kB a prompt, usually below 1 kB."""
+        steps = bytes(position % STEPS for position in self.shape)
+        numbers = array("I", sorted(self.words))
+        gaps = bytearray()
+        last = 0
+        for number in numbers:
+            gap, last = number - last, number
+            while gap >= 128:
+                gaps.append(gap & 127 | 128)
+                gap >>= 7
+            gaps.append(gap)
+        return steps + bytes(gaps)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Features:
+        """What `pack` made.
+
+        Raises:
+            ValueError: It is not that.
+        """
+        if len(packed) < len(SHAPES) or any(step >= STEPS for step in packed[: len(SHAPES)]):
+            raise ValueError("these bytes are no packed features")
+        words = tuple(_numbers(packed[len(SHAPES) :]))
+        if words and words[-1] > _MASK:
+            raise ValueError("these bytes are no packed features")
+        return cls(words, tuple(shape * STEPS + step for shape, step in enumerate(packed[: len(SHAPES)])))
+
+
+def _numbers(gaps: bytes) -> Iterator[int]:
+    number = gap = shift = 0
+    for byte in gaps:
+        gap |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            number += gap
+            yield number
+            gap = shift = 0
+
+
+def extract(text: str, turns: int = 1, tools: int = 0) -> Features:
+    """The features of a prompt.
+
+    Args:
+        text: What the user asks, the last message; of a long one the beginning and the end are read.
+        turns: Messages in the conversation.
+        tools: Tools the request offers.
+    """
+    text = _bounded(text)
+    hashes, following, tokens = _hashes(text)
+    found = set(hashes)
+    found.update(map(crc32, tokens[1:], following))
+    return Features(tuple({number & _MASK for number in found}), _shape(text, turns, tools))
+
+
+def named(text: str) -> dict[int, str]:
+    """The words and pairs of a prompt by their hash: what a hash means, for explanations."""
+    hashes, following, tokens = _hashes(_bounded(text))
+    words = [token.decode(errors="replace") for token in tokens]
+    found = {number & _MASK: word for number, word in zip(hashes, words, strict=True)}
+    pairs = zip(map(crc32, tokens[1:], following), words[:-1], words[1:], strict=True)
+    return {**{number & _MASK: f"{first} {second}" for number, first, second in pairs}, **found}
+
+
+def shape_name(position: int) -> str:
+    """What a position in `Features.shape` means, as ``length step 14``."""
+    return f"{SHAPES[position // STEPS]} step {position % STEPS}"
+
+
+def _bounded(text: str) -> str:
+    return text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
+
+
+def _hashes(text: str) -> tuple[list[int], list[int], list[bytes]]:
+    """Hashes of the words; of all but the last, to go on from for pairs; the words."""
+    lower = text.lower()
+    tokens = _ASCII.findall(lower.encode()) if lower.isascii() else [token.encode(errors="replace") for token in _OTHER.findall(lower)]
+    hashes = list(map(crc32, tokens))
+    return hashes, hashes[:-1], tokens
+
+
+def _steps(quantity: float) -> int:
+    return min(STEPS - 1, int(2.0 * log2(quantity + 1.0)))
+
+
+def _shape(text: str, turns: int, tools: int) -> tuple[int, ...]:
+    plain = text.encode(errors="replace")
+    length, size = len(text), len(plain)
+    lines = text.split("\n")
+    blanks = text.count(" ") + len(lines)
+    steps: Iterable[int] = (
+        _steps(length),
+        min(STEPS - 1, 2 * length // blanks),
+        min(STEPS - 1, len(lines)),
+        _steps(min(map(len, lines))),
+        _steps(size - len(plain.translate(None, _DIGITS))),
+        _steps(len(plain.translate(None, _NO_SIGNS))),
+        _steps(size - len(plain.translate(None, _CAPITALS))),
+        ("$" in text) + 2 * ("\\" in text) + 4 * ("^" in text),
+        sum([mark in text for mark in _CODE]),
+        ("?" in text) + (text.rstrip().endswith("?")),
+        "__" in text,
+        (" not " in text) + 2 * (" NOT " in text) + 4 * (" except" in text),
+        _steps(size - length),
+        _steps(max(0, turns - 1)),
+        _steps(tools),
+    )
+    return tuple(shape * STEPS + step for shape, step in enumerate(steps))
