@@ -19,6 +19,7 @@ COMMANDS = (
     ("demo", "hx_gateway.cli.demo:demo", "Start it with small local models, to try it out."),
     ("check", "hx_gateway.cli.check:check", "Check a configuration and show what would result."),
     ("simulate", "hx_gateway.cli.simulate:simulate", "Play a trace against simulated servers, policies side by side."),
+    ("endpoints", "hx_gateway.cli.endpoints:group", "List the servers of a running gateway, drain one and put it back."),
     ("keys", "hx_gateway.cli.keys:group", "Make, list, rotate, limit and revoke API keys."),
     ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
     ("migrate", "hx_gateway.cli.migrate:migrate", "Move everything from one database into another."),
