@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER
+from hx_gateway.stores.audit import ShippingDeeds
 from hx_gateway.stores.bodies import ShippingBodies
 from hx_gateway.stores.key_usage import Budgets, LastUse
 from hx_gateway.stores.known_keys import KnownKeys
@@ -74,7 +75,13 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
     """
     settings = config.ledger
     url = database_url(config.storage, folder)
-    found: list[Duty] = [KnownKeys(folder, url), Retention(settings, url), Served(folder, url), ShippingBodies(folder)]
+    found: list[Duty] = [
+        KnownKeys(folder, url),
+        Retention(settings, url),
+        Served(folder, url),
+        ShippingBodies(folder),
+        ShippingDeeds(folder),
+    ]
     if settings.enabled:
         found += [Budgets(config, folder, url), LastUse(folder, url)]
         found.append(Shipping(folder / FOLDER, settings.dead_letter_max_bytes))

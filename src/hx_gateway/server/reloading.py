@@ -14,6 +14,7 @@ from hx_gateway.config.load import ConfigError, Loaded, stamp_of
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core.plugins import UnknownPlugin
 from hx_gateway.gateway import ReloadRefused
+from hx_gateway.ledger.audit import note
 from hx_gateway.server.notify import reloaded, reloading
 
 if TYPE_CHECKING:
@@ -75,12 +76,12 @@ class Reloading:
 
     def everywhere(self) -> Outcome:
         """Reload here, and where that went well in all other workers too."""
-        outcome = self.reload()
+        outcome = self.reload(False)
         if outcome.ok and self.gateway.workers > 1:
             os.kill(os.getppid(), signal.SIGHUP)
         return outcome
 
-    def reload(self) -> Outcome:
+    def reload(self, signalled: bool = True) -> Outcome:
         """Load, check and take into use; a configuration that cannot be used leaves everything as it is."""
         self._seen = stamp_of(self.path)
         reloading()
@@ -103,6 +104,9 @@ class Reloading:
         if ok:
             problems = tuple(str(warning) for warning in loaded.warnings)
         reloaded()
+        if signalled:  # by a file that changed, or SIGHUP; all workers hear of it
+            word = str(self._seen)
+            note(gateway.backing.folder, "the file or a signal", "reload", "", "", "ok" if ok else "refused", word, problems=list(problems))
         self.last = outcome = Outcome(ok, problems, restart, gateway.clock.wall())
         if ok:
             later = f"; at the next start: {', '.join(restart)}" if restart else ""

@@ -40,14 +40,14 @@ def router() -> APIRouter:
     @routes.post("/fleet/{name:path}/drain")
     async def out(name: str, request: Request, session: SignedIn, gateway: GatewayOf) -> Response:
         """Takes an endpoint out of service."""
-        done = drain(gateway, name, session.identity.name, True)
+        done = drain(gateway, request, session.identity, name, True)
         without = f" Nothing serves {', '.join(done['left_without'])} now." if done["left_without"] else ""
         return go(request, "/ui/fleet", f"{name} is drained: nothing new is sent there, and what is under way is finished.{without}")
 
     @routes.post("/fleet/{name:path}/undrain")
     async def back(name: str, request: Request, session: SignedIn, gateway: GatewayOf) -> Response:
         """Puts it back."""
-        drain(gateway, name, session.identity.name, False)
+        drain(gateway, request, session.identity, name, False)
         return go(request, "/ui/fleet", f"{name} is back in service.")
 
     return routes

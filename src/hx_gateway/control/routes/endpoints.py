@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from hx_gateway.control.audit import NOBODY, audit
 from hx_gateway.control.dependencies import Administrator, Gateway, GatewayOf, siblings_of
 from hx_gateway.control.fleet import together
 from hx_gateway.control.openapi import failures
@@ -17,8 +18,6 @@ from hx_gateway.fleet.drains import Drain
 
 if TYPE_CHECKING:
     from hx_gateway.core.context import Identity
-
-NOBODY = "anonymous"
 
 
 class Drained(BaseModel):
@@ -77,13 +76,14 @@ class DrainChange(BaseModel):
     left_without: list[str] = Field(description="public names that no endpoint serves while it is drained")
 
 
-def drain(gateway: Gateway, name: str, by: str, out: bool) -> dict[str, Any]:
+def drain(gateway: Gateway, request: Request, caller: Identity | None, name: str, out: bool) -> dict[str, Any]:
     """Take an endpoint out of service, or put it back.
 
     Args:
         gateway: The gateway.
+        request: Where that was asked for.
+        caller: Who asks.
         name: Of the endpoint.
-        by: Name of the key that asks.
         out: Whether out of service.
 
     Returns:
@@ -102,7 +102,7 @@ def drain(gateway: Gateway, name: str, by: str, out: bool) -> dict[str, Any]:
             "the workers cannot tell each other: the state directory cannot be written (storage.state_directory)",
         )
     try:
-        changed = drains.change(name, Drain(by, int(time.time() * 1000)) if out else None)
+        changed = drains.change(name, Drain(caller.name if caller is not None else NOBODY, int(time.time() * 1000)) if out else None)
     except (OSError, ValueError) as error:
         raise Failure(errors.STORE_UNAVAILABLE, f"it cannot be written to the state directory: {error}") from None
     drains.look(registry.endpoints.values())
@@ -111,12 +111,10 @@ def drain(gateway: Gateway, name: str, by: str, out: bool) -> dict[str, Any]:
         for target in registry.targets.values()
         if target.deployments and all(one.endpoint.name in drains.drained for one in target.deployments)
     ]
+    if changed:
+        audit(gateway, request, caller, "endpoint.drain" if out else "endpoint.undrain", name, left_without=alone)
     in_flight = endpoint.in_flight if endpoint is not None else 0
     return {"name": name, "drained": out, "changed": changed, "in_flight": in_flight, "left_without": alone}
-
-
-def _name_of(caller: Identity | None) -> str:
-    return caller.name if caller is not None else NOBODY
 
 
 async def endpoints(request: Request, caller: Administrator) -> Any:
@@ -125,14 +123,14 @@ async def endpoints(request: Request, caller: Administrator) -> Any:
     return {"data": list(found["endpoints"].values()), "waiting": found["waiting"]}
 
 
-async def drained(name: str, gateway: GatewayOf, caller: Administrator) -> Any:
+async def drained(name: str, request: Request, gateway: GatewayOf, caller: Administrator) -> Any:
     """Send nothing new to an endpoint; what is under way there is finished. Holds for all workers of this machine, and across reloads and restarts."""
-    return drain(gateway, name, _name_of(caller), True)
+    return drain(gateway, request, caller, name, True)
 
 
-async def undrained(name: str, gateway: GatewayOf, caller: Administrator) -> Any:
+async def undrained(name: str, request: Request, gateway: GatewayOf, caller: Administrator) -> Any:
     """Put a drained endpoint back into service."""
-    return drain(gateway, name, _name_of(caller), False)
+    return drain(gateway, request, caller, name, False)
 
 
 def router() -> APIRouter:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from hx_gateway.access.keys import new_key
 from hx_gateway.access.moments import written
+from hx_gateway.control.audit import NOBODY
 from hx_gateway.control.dependencies import Administrator, Gateway, GatewayOf
 from hx_gateway.control.key_bodies import KeyChange, KeyDraft, KeyMade, KeyRotation, KeyShown, now_ms, revoked, rotated
 from hx_gateway.control.openapi import failures
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
     from hx_gateway.stores.sql.keys import By
 
-_NO_KEY_ASKED = "anonymous"
 _log = logging.getLogger(__name__)
 
 
@@ -45,8 +45,10 @@ class Deed(BaseModel):
     id: str
     at: str
     actor: str = Field(description="name of the key that was used, or who used the command line")
-    action: str = Field(description="e.g. key.create, key.rotate, key.revoke, key.change")
-    subject: str = Field(description="name of the key it was done to")
+    key_id: str | None = Field(description="id of the key that was used, where it is one of the store")
+    action: str = Field(description="e.g. key.create, key.revoke, reload, endpoint.drain, rag.delete_everything")
+    subject: str = Field(description="name of what it was done to")
+    result: str = Field(description="ok, or what became of it in a word, e.g. refused")
     detail: dict[str, Any] = Field(description="what changed; never a key")
     address: str = Field(description="from where")
 
@@ -79,7 +81,8 @@ async def _keys(gateway: Gateway) -> AsyncIterator[tuple[Store, Any]]:
 def _by(request: Request, caller: Identity | None) -> By:
     from hx_gateway.stores.sql.keys import By
 
-    return By(caller.name if caller is not None else _NO_KEY_ASKED, request.client.host if request.client else "")
+    name, id = (caller.name, caller.id) if caller is not None else (NOBODY, "")
+    return By(name, request.client.host if request.client else "", id)
 
 
 async def _renew(gateway: Gateway) -> None:
@@ -155,13 +158,18 @@ async def deeds(
     caller: Administrator,
     limit: Annotated[int, Query(ge=1, le=1000, description="Most entries to list.")] = 50,
     before: Annotated[str, Query(max_length=64, description="Only those older than the entry with this id.")] = "",
-    subject: Annotated[str, Query(max_length=256, description="Only what was done to the key of this name.")] = "",
+    subject: Annotated[str, Query(max_length=256, description="Only what was done to the key or endpoint of this name.")] = "",
+    actor: Annotated[str, Query(max_length=256, description="Only what was done with the key of this name.")] = "",
+    action: Annotated[str, Query(max_length=64, description="Only this, e.g. key.create; key. for all that begins so.")] = "",
 ) -> dict[str, Any]:
-    """What administrators did with keys, newest first. Needs an admin key."""
+    """What administrators did, newest first. Needs an admin key."""
     async with _keys(gateway) as (store, keys):
-        found = await keys.audit(store, limit + 1, before, subject)
+        found = await keys.audit(store, limit + 1, before, subject, actor, action)
     more = len(found) > limit
-    data = [{**row, "at": written(row["at_ms"])} for row in found[:limit]]
+    data = [
+        {**row, "at": written(row["at_ms"]), "key_id": row["detail"].pop("by", None), "result": row["detail"].pop("result", "ok")}
+        for row in found[:limit]
+    ]
     return {"data": data, "has_more": more, "next": data[-1]["id"] if more else None}
 
 

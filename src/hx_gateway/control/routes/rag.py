@@ -11,6 +11,7 @@ from fastapi import APIRouter, Path, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from hx_gateway.control.audit import audit
 from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer, split_headers
 from hx_gateway.control.dependencies import Caller as CallerOf
 from hx_gateway.control.dependencies import Gateway, GatewayOf
@@ -57,7 +58,11 @@ async def delete(request: Request, gateway: GatewayOf, caller: CallerOf) -> Resp
     """Remove documents of one namespace: by their ids, by a filter, or all of them."""
 
     async def act(shelves: Shelves, ask: Delete, asker: Caller, exchange: Exchange) -> Any:
-        return await service.delete(shelves, ask, asker, gateway.config.rag.max_documents)
+        done = await service.delete(shelves, ask, asker, gateway.config.rag.max_documents)
+        if ask.everything:
+            about = {"collection": ask.collection, "deleted": done["deleted"]}
+            audit(gateway, request, caller, "rag.delete_everything", ask.namespace or "default", **about)
+        return done
 
     return await _served(request, gateway, Delete, act)
 

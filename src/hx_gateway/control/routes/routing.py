@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from hx_gateway.control.audit import audit
 from hx_gateway.control.dependencies import Administrator, Caller, GatewayOf, siblings_of
 from hx_gateway.core import errors
 from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS
@@ -53,12 +54,13 @@ def router() -> APIRouter:
         return {"object": "decision", "id": id, "attempts": found[::-1]}
 
     @routes.post("/admin/reload")
-    async def reload(gateway: GatewayOf, caller: Administrator, response: Response) -> dict[str, Any]:
+    async def reload(request: Request, gateway: GatewayOf, caller: Administrator, response: Response) -> dict[str, Any]:
         """Load the configuration again, in all workers; 409 with the reasons when it is refused. Needs an admin key."""
         if gateway.reloading is None:
             raise Failure(errors.NOT_FOUND, "this gateway was started without a configuration that can be loaded again")
         outcome = gateway.reloading.everywhere()
         response.status_code = 200 if outcome.ok else 409
+        audit(gateway, request, caller, "reload", "", "ok" if outcome.ok else "refused", problems=list(outcome.problems))
         return _told(outcome)
 
     @routes.get("/admin/reload")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 from sqlalchemy import insert, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from hx_gateway.access.snapshot import Snapshot, StoredKey
 from hx_gateway.core.context import KeyLimits
@@ -18,16 +19,19 @@ from hx_gateway.stores.sql.schema import AUDIT, KEYS, VERSIONS
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
+    from hx_gateway.ledger.audit import Deed
+
 _JSON = ("tags", "models", "namespaces")
 _SHOWN = ("owner", "team", "tags", "admin", "models", "namespaces", "show_endpoints", "limits", "expires_ms")
 _COLUMNS = tuple(KEYS.c[name] for name in StoredKey.__struct_fields__)
 
 
 class By(NamedTuple):
-    """Who changes something, and from where."""
+    """Who changes something, from where, and by which key of the store."""
 
     actor: str
     address: str
+    id: str = ""
 
 
 class KeyTaken(Exception):
@@ -117,14 +121,16 @@ async def page(store: Store, limit: int, after: str = "") -> list[StoredKey]:
         return [_key(row) for row in rows.mappings()]
 
 
-async def audit(store: Store, limit: int, before: str = "", subject: str = "") -> list[dict[str, Any]]:
+async def audit(store: Store, limit: int, before: str = "", subject: str = "", actor: str = "", action: str = "") -> list[dict[str, Any]]:
     """What was done, newest first.
 
     Args:
         store: The store.
         limit: Most rows to return.
         before: Only those older than the row with this id; empty for all.
-        subject: Only what was done to the key of this name; empty for all.
+        subject: Only what was done to what has this name; empty for all.
+        actor: Only what was done by whom has this name; empty for all.
+        action: Only this kind of deed, or with a dot at its end all that begin so; empty for all.
 
     Raises:
         StoreError: The database cannot be used.
@@ -134,8 +140,24 @@ async def audit(store: Store, limit: int, before: str = "", subject: str = "") -
         rows = rows.where(AUDIT.c.id < before)
     if subject:
         rows = rows.where(AUDIT.c.subject == subject)
+    if actor:
+        rows = rows.where(AUDIT.c.actor == actor)
+    if action:
+        rows = rows.where(AUDIT.c.action.startswith(action, autoescape=True) if action.endswith(".") else AUDIT.c.action == action)
     async with store.reading() as connection:
         return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in (await connection.execute(rows)).mappings()]
+
+
+async def keep_deed(store: Store, deed: Deed) -> None:
+    """Put a deed into the audit log, unless it is there.
+
+    Raises:
+        StoreError: The database cannot be used.
+    """
+    insert_once = (sqlite if store.kind == "sqlite" else postgresql).insert(AUDIT).on_conflict_do_nothing()
+    row = {name: getattr(deed, name) for name in deed.__struct_fields__} | {"detail": _text(deed.detail)}
+    async with store.writing() as connection:
+        await connection.execute(insert_once.values(row))
 
 
 async def version(store: Store) -> int:
@@ -206,7 +228,7 @@ async def _note(connection: AsyncConnection, by: By, action: str, key: StoredKey
             actor=by.actor,
             action=action,
             subject=key.name,
-            detail=_text({"id": key.id, **detail}),
+            detail=_text({"id": key.id, **({"by": by.id} if by.id else {}), **detail}),
             address=by.address,
         )
     )
