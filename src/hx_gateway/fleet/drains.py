@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
+
+import msgspec
 
 from hx_gateway.fleet.endpoint import Endpoint
 
@@ -57,11 +58,12 @@ class Drains:
                 found = (self._folder / FILE).stat()
                 stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
                 if stamp != self._stamp:
-                    self.drained, self._stamp = _read(self._folder / FILE), stamp
+                    self._stamp = stamp  # what cannot be read is said once
+                    self.drained = _read(self._folder / FILE)
             except FileNotFoundError:
                 if self._stamp is not None:
                     self.drained, self._stamp = {}, None
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError) as error:
                 _log.error("which endpoints are drained cannot be read and is as it was: %s", error)
         for endpoint in endpoints:
             if (endpoint.cool_until_s == inf) != (endpoint.name in self.drained):
@@ -73,7 +75,7 @@ class Drains:
         Others hear of it with their next `look`.
 
         Raises:
-            OSError: It cannot be written; nothing has changed.
+            OSError, ValueError: It cannot be written, or what is there not read; nothing has changed.
         """
         if self._folder is None:
             return self._enter(self.drained, name, drain)
@@ -84,7 +86,7 @@ class Drains:
             if not self._enter(drained, name, drain):
                 return False
             beside = path.with_suffix(f".{os.getpid()}")
-            beside.write_text(json.dumps({name: asdict(one) for name, one in drained.items()}))
+            beside.write_bytes(msgspec.json.encode(drained))
             beside.chmod(0o600)
             beside.replace(path)
         self.drained = drained
@@ -102,4 +104,7 @@ class Drains:
 
 
 def _read(path: Path) -> dict[str, Drain]:
-    return {name: Drain(**one) for name, one in json.loads(path.read_text()).items()}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Drain])
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path}: {error}") from None
