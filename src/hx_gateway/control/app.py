@@ -12,7 +12,7 @@ from hx_gateway.control.cors import cors_policy
 from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
-from hx_gateway.control.routes import docs, endpoints, forward, health, keys, metrics, models, rag, routing, usage
+from hx_gateway.control.routes import docs, endpoints, forward, health, keys, logs, metrics, models, rag, routing, usage
 from hx_gateway.control.siblings import Siblings
 
 _ABOUT = "One OpenAI-compatible door to a private fleet of model servers."
@@ -55,7 +55,9 @@ def create_app(gateway: Gateway) -> ControlApp:
     )
     app.add_middleware(Envelope, ids=gateway.ids, cors=cors_policy(config.cors))
     refusals.install(app)
+    app.router.routes.extend(rag.direct())
     app.include_router(health.router(config.monitoring.health_check_endpoint))
+    app.include_router(logs.router())
     app.include_router(metrics.router(config.monitoring.metrics_endpoint, gateway, app.version))
     app.include_router(docs.router())
     app.include_router(models.router())

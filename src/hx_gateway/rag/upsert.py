@@ -25,6 +25,7 @@ _IDS = uuid.UUID("6f2c3c0e-7b0f-5a55-9d6c-2d1d6a1c7e11")
 _AGAIN_S = 5.0
 _LONG, _MANY = 4096, 16  # characters, and chunks, of a document that is not prepared while others wait
 _READ = 440  # tokens that are embedded at once, by an estimate that is rather too high: small models read 512
+_GIVEN = 256  # chunks that are stored together where none has to be embedded: each call waits for the disk
 _LEVELS, _TITLE = 8, 200  # headings above a chunk, and characters of each, that are found and embedded with it
 
 
@@ -133,7 +134,8 @@ async def upsert(
     for number, work in enumerate(works):
         if work.failure is not None:
             done(number, work.result)
-    groups = _groups([(number, work) for number, work in enumerate(works) if work.failure is None], limits.batch)
+    left = [(number, work) for number, work in enumerate(works) if work.failure is None]
+    groups = _groups(left, limits.batch if any(not vector for _, work in left for vector in work.vectors) else _GIVEN)
 
     async def worker() -> None:
         for group in groups:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,16 @@ class Shard:
             if left.is_dir() and left.name != str(self._generation):
                 shutil.rmtree(left)
         self._unflushed = 0
-        self.writing = threading.Lock()
+        self.writing, self._logging = threading.Lock(), threading.Lock()
+        self._calls = self._on_disk = 0  # that changed something, and up to which the disk has it
+        self._logged: set[Path] = set()  # files of the log that the disk knows
         self._touched: set[str] | None = None  # while it is tidied: what changed since
         self._opened(engine.EdgeShard.load(str(folder / str(self._generation)), _config(self.collection)))
 
     def _opened(self, shard: Any) -> None:
         self._engine: Any = shard
         self._indexed = set(shard.info().payload_schema)
-        self._namespaces = {_text(hit.value) for hit in shard.facet(engine.FacetRequest(key="namespace", limit=1_000_000, exact=True)).hits}
+        self._counts = Counter(self.namespaces())  # of each namespace, about: what is replaced counts again, what goes stays
 
     @staticmethod
     def make(folder: Path, collection: Collection) -> None:
@@ -88,16 +91,17 @@ class Shard:
         checked_points(self.collection, points)
         with self.writing:
             need_room(self.folder)
-            self._namespaces |= {point.namespace for point in points}
+            self._counts.update(point.namespace for point in points)
             before = self._engine.info().points_count
             for start in range(0, len(points), _BATCH):
                 batch = points[start : start + _BATCH]
                 self._engine.update(engine.UpdateOperation.upsert_points([_entered(point) for point in batch]))
             self._changed(point.id for point in points)
-            self._keep(len(points))
             grown = self._engine.info().points_count - before
             self._added += grown
             self._stale += len(points) - grown
+            mark = self._marked(len(points))
+        self._keep(mark)
 
     def delete(self, namespace: str, what: Sequence[str] | Filter) -> int:
         """As `VectorStore.delete`."""
@@ -112,9 +116,10 @@ class Shard:
                 need_room(self.folder)
                 self._engine.update(engine.UpdateOperation.delete_points(ids))
                 self._changed(ids)
-                self._keep(len(ids))
                 self._stale += len(ids)
-            return len(ids)
+            mark = self._marked(len(ids))
+        self._keep(mark)
+        return len(ids)
 
     def dense(self, namespace: str, vector: bytes, limit: int, filter: Filter, threshold: float | None) -> list[Hit]:
         """As `VectorStore.dense`."""
@@ -132,11 +137,20 @@ class Shard:
         return self._best(query, limit, namespace, filter, None, rarity)
 
     def _best(self, query: Any, limit: int, namespace: str, filter: Filter, threshold: float | None, params: Any) -> list[Hit]:
-        # Where there is one namespace alone, no point need be asked for its own, which takes longer than comparing it.
-        within = self._within("" if self._namespaces == {namespace} else namespace, filter)
+        # Where most points are of the namespace, each is asked for its own only once it is found: to ask all takes longer than to compare them.
+        # What is found so is told only where it is what the whole search would find.
+        share = min(1.0, self._counts.get(namespace, 0) / max(1, self._engine.info().points_count))
+        if share > 0.5:
+            many = limit if len(self._counts) == 1 else int(1.3 * limit / share) + 4
+            found = self._found(query, many, self._within("", filter), threshold, params)
+            own = [hit for hit in found if hit.point.namespace == namespace]
+            if len(own) >= limit or len(found) < many:
+                return own[:limit]
+        return self._found(query, limit, self._within(namespace, filter), threshold, params)
+
+    def _found(self, query: Any, limit: int, within: Any, threshold: float | None, params: Any) -> list[Hit]:
         asked = engine.QueryRequest(query=query, limit=limit, filter=within, score_threshold=threshold, with_payload=True, params=params)
-        hits = [Hit(_read(found), found.score) for found in self._engine.query(asked)]
-        return [hit for hit in hits if hit.point.namespace == namespace]  # one of another may have come just now
+        return [Hit(_read(found), found.score) for found in self._engine.query(asked)]
 
     def _within(self, namespace: str, filter: Filter) -> Any:
         """The engine's filter; keys of metadata in it get an index, without which every point would be read from disk."""
@@ -193,15 +207,36 @@ class Shard:
             if offset is None:
                 return records
 
-    def _keep(self, changes: int) -> None:
-        """Make what was done outlive the machine: its log is read again when the folder is opened."""
+    def _marked(self, changes: int) -> int:
+        """The number of a call whose changes the log has, and the disk not yet."""
         self._unflushed += changes
         if self._unflushed >= _FLUSH:
             self._flush()
-            return
-        folder = self.folder / str(self._generation) / "wal"
-        while not _synced(folder):
-            pass  # the engine went on to another file of its log meanwhile
+        self._calls += bool(changes)
+        return self._calls
+
+    def _keep(self, mark: int) -> None:
+        """Make what was done up to that call outlive the machine: the log is read again when the folder is opened. Who waits meanwhile, waits once."""
+        with self._logging:
+            while self._on_disk < mark:
+                reached = self._calls
+                if self._synced(self.folder / str(self._generation) / "wal"):
+                    self._on_disk = reached
+
+    def _synced(self, wal: Path) -> bool:
+        """Have the log written to disk; False where its files changed their names at that moment."""
+        try:
+            files = {path: path.name.startswith("open-") for path in wal.iterdir()}
+            for path, growing in files.items():
+                if growing or path not in self._logged:
+                    _to_disk(path)
+            if files.keys() != self._logged:
+                _to_disk(wal)
+            now = set(wal.iterdir())
+        except FileNotFoundError:
+            return False
+        self._logged = files.keys() & now  # what has got its name since was perhaps written to since
+        return files.keys() == now
 
     def _flush(self) -> None:
         self._engine.flush()
@@ -286,18 +321,12 @@ def _config(collection: Collection) -> Any:
     )
 
 
-def _synced(wal: Path) -> bool:
-    """Have the files of a log written to disk; False where one was given another name at that moment."""
-    for path in (wal, *wal.glob("open-*"), *wal.glob("closed-*")):
-        try:
-            file = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
-    return True
+def _to_disk(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(file) if sys.platform == "linux" else os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def put_in_order(folder: str) -> None:
