@@ -125,12 +125,12 @@ class Store(Protocol):
 class _Remote:
     """What is under way between one account and the store."""
 
-    __slots__ = ("asked", "asking", "cost", "known", "refusal", "requested", "tokens", "told_s", "until_s")
+    __slots__ = ("asked", "asking", "cost", "known", "refusal", "requested", "settling", "tokens", "told_s", "until_s")
 
     def __init__(self) -> None:
         self.asked: list[tuple[asyncio.Future[Hold | Refusal], int, int]] = []
         self.asking = False  # one call at a time: each tells what is under way here, and must know of the one before
-        self.requested = False
+        self.requested = self.settling = False
         self.tokens = self.cost = 0  # used, and not told yet
         self.known = False  # whether the store knows how far the rates are used here
         self.told_s = 0.0
@@ -202,9 +202,13 @@ class Shared:
             remote.refusal = None  # there may be room now
         if account.max_concurrent:
             self._request(account)
-        elif not remote.requested:
-            remote.requested = True
-            asyncio.get_running_loop().call_later(_SETTLE_S, self._go, account)
+        elif not (remote.requested or remote.settling):
+            remote.settling = True  # a request that comes meanwhile does not wait for this
+            asyncio.get_running_loop().call_later(_SETTLE_S, self._settled, account)
+
+    def _settled(self, account: Account) -> None:
+        account.remote.settling = False
+        self._request(account)
 
     def _begin(self, account: Account) -> _Remote:
         remote = account.remote = _Remote()
