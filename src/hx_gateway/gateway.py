@@ -67,7 +67,7 @@ class Gateway:
         self.workers = workers
         self.clock = SystemClock()
         self.ids = RequestIds(self.clock.wall)
-        self.telemetry = Desk(self.clock, book)
+        self.telemetry = Desk(config.monitoring, self.clock, book)
         self.backing = Backing(config, memory)
         self.census = Census(self.backing.metering.limiter)
         self.started_wall_s = self.clock.wall()

@@ -173,6 +173,7 @@ def pages() -> dict[str, str]:
         "reference/configuration.md": configuration_page(),
         "reference/errors.md": errors_page(),
         "reference/http.md": surface.http_page(),
+        "reference/logs.md": surface.logs_page(),
         "reference/metrics.md": surface.metrics_page(),
     }
 

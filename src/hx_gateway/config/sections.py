@@ -190,6 +190,10 @@ class MonitoringSettings(Settings):
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = Field(
         default="INFO", description="Least severe level that is logged."
     )
+    access_log_per_second: Count = Field(
+        default=100,
+        description="Lines about requests that a worker writes in full each second; of those beyond every hundredth is written. 0 writes none.",
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="Lines for people, or JSON for machines.")
 
 

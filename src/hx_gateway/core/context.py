@@ -144,6 +144,7 @@ class Exchange:
         "target",
         "task",
         "timeout_s",
+        "trace",
         "trail",
         "upstream",
     )
@@ -197,6 +198,7 @@ class Exchange:
         self.cached = ""  # "hit" from the response cache, "shared" with an identical request under way
         self.trail: list[tuple[str, str, float]] | None = None  # failed attempts: endpoint, error code, milliseconds
         self.upstream = ""  # the endpoint it was forwarded to unread
+        self.trace: Any = None  # telemetry.tracing.Trace of one that is traced
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.route.name} {self.asked!r} status={self.status} attempts={self.attempts}>"

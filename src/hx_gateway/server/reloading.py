@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 _LOOK_S = 0.5
 _TRIES = 3
 _FIXED = ("service", "cors", "monitoring", "storage")
+_FREE = (("monitoring", "log_level"), ("monitoring", "access_log_per_second"))
 _log = logging.getLogger(__name__)
+
+
+def _fixed(config: GatewayConfig, section: str) -> dict[str, object]:
+    """What of a section takes effect at the next start only."""
+    found: dict[str, object] = dict(getattr(config, section))
+    return {name: value for name, value in found.items() if (section, name) not in _FREE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +102,8 @@ class Reloading:
             if not problems:
                 gateway.reload(loaded.config)
                 self._widen(loaded.config)
-                restart = tuple(name for name in _FIXED if getattr(before, name) != getattr(loaded.config, name))
+                gateway.telemetry.adopt(before.monitoring, loaded.config.monitoring)
+                restart = tuple(name for name in _FIXED if _fixed(before, name) != _fixed(loaded.config, name))
         except ConfigError as error:
             problems = tuple(str(problem) for problem in error.problems)
         except (UnknownPlugin, ReloadRefused) as error:

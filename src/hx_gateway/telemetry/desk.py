@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hx_gateway.config.schema import MonitoringSettings
 from hx_gateway.core.clock import Clock
 from hx_gateway.telemetry.book import Book
+from hx_gateway.telemetry.lines import Lines
+from hx_gateway.telemetry.logs import set_level
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.telemetry.reporting import Reporter, Sample
 
@@ -16,38 +20,68 @@ if TYPE_CHECKING:
     from hx_gateway.telemetry.exposition import Observed
 
 _EVERY_S = 1.0  # between two reports
+_log = logging.getLogger(__name__)
 
 
 class Desk:
     """Metrics, traces and the lines about requests of one worker.
 
     Args:
+        settings: What is shown to operators.
         clock: Source of time.
         book: Where counts are kept; None for memory of this process.
     """
 
-    def __init__(self, clock: Clock, book: Book | None = None) -> None:
+    def __init__(self, settings: MonitoringSettings, clock: Clock, book: Book | None = None) -> None:
         self.book = book or Book()
         self.metrics = Metrics(clock, self.book)
+        self.lines = Lines(settings.access_log_per_second)
+        self.level = logging.getLevelNamesMapping()[settings.log_level]
+        self.lines.threshold = self.level
+        self._word = 0.0
         self._reporter = Reporter(self.book)
         self._next_s = 0.0
+
+    def adopt(self, before: MonitoringSettings, after: MonitoringSettings) -> None:
+        """Take over what a newer configuration may change while running; a level that was set at run time stays until the file's changes."""
+        self.lines.most = after.access_log_per_second
+        if before.log_level != after.log_level:
+            self._word = self.book.word = 0.0
+            self._set(logging.getLevelNamesMapping()[after.log_level])
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """What looks at exchanges, in their order."""
-        return (self.metrics,)
+        return (self.metrics, self.lines)
+
+    def set_level(self, level: int) -> None:
+        """Change the least severe level that is logged: here at once, in the other workers within a second or two."""
+        self._word = self.book.word = float(level)
+        self._set(level)
+
+    def _set(self, level: int) -> None:
+        self.level = self.lines.threshold = level
+        set_level(level)
+        _log.warning("the log shows %s and what is worse from here on", logging.getLevelName(level))
 
     def counts(self) -> Iterator[Sample]:
         """What it has counted of its own work."""
-        yield from ()
+        lines = self.lines
+        for result, count in (("written", lines.written), ("sampled", lines.sampled), ("lost", lines.lost)):
+            yield "hx_gateway_log_lines", (result,), count
 
     def tick(self, observed: Observed) -> None:
         """Called a few times a second: what others may read is brought up to date."""
         self.metrics.flush()
+        self.lines.tick()
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + _EVERY_S
             self._reporter.report(observed)
+            word = self.book.word
+            if word and word != self._word:
+                self._word = word
+                self._set(int(word))
 
     def report(self, observed: Observed) -> None:
         """Bring everything up to date at once."""
@@ -56,5 +90,6 @@ class Desk:
 
     def stop(self, observed: Observed) -> None:
         """The last report of this worker: its counts stay, its gauges go."""
+        self.lines.stop()
         self.report(observed)
         self.book.beat(0.0)

@@ -91,6 +91,7 @@ FAMILIES: dict[str, Family] = {
         Family("hx_gateway_redis_losses", "counter", "How often Redis was lost: late, gone, or not understood."),
         # The fleet
         Family("hx_gateway_endpoint_up", "min", "1 if the last probe went well, else 0; absent before the first.", ("endpoint",)),
+        Family("hx_gateway_endpoint_drained", "max", "1 while an endpoint is taken out of service by an administrator, else 0.", ("endpoint",)),
         Family("hx_gateway_endpoint_in_flight", "sum", "Calls under way at an endpoint.", ("endpoint",)),
         Family("hx_gateway_endpoint_breaker", "max", "An endpoint's breaker: 0 closed, 1 half-open, 2 open; of workers the worst.", ("endpoint",)),
         Family("hx_gateway_endpoint_limit", "max", "Most calls at once; absent for no limit.", ("endpoint",)),

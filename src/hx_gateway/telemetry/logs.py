@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -66,6 +67,31 @@ def _plain(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+class LogHandler(logging.StreamHandler[TextIO]):
+    """Where log lines go.
+
+    Args:
+        stream: The stream.
+        form: ``console`` or ``json``.
+    """
+
+    def __init__(self, stream: TextIO, form: str) -> None:
+        super().__init__(stream)
+        self.form = form
+
+    def put(self, text: str) -> None:
+        """Write whole lines that need no further look, between those of others."""
+        with self.lock or contextlib.nullcontext():
+            self.stream.write(text)
+            self.stream.flush()
+
+
+def set_level(level: int) -> None:
+    """Change the least severe level that is logged, in this process."""
+    logging.getLogger().setLevel(level)
+    logging.getLogger("alembic").setLevel(max(level, logging.WARNING))  # it tells every plug-in of its own
+
+
 def configure_logs(level: str = "INFO", format: str = "console", stream: TextIO | None = None) -> None:
     """Send all log lines of the process to one stream in one form.
 
@@ -105,18 +131,17 @@ def configure_logs(level: str = "INFO", format: str = "console", stream: TextIO 
             renderer,
         ],
     )
-    handler = logging.StreamHandler(stream)
+    handler = LogHandler(stream, format)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(levels[level.upper()])
+    set_level(levels[level.upper()])
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they bring handlers of their own
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
-    logging.getLogger("alembic").setLevel(max(root.level, logging.WARNING))  # it tells every plug-in of its own
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

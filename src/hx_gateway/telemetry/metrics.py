@@ -14,7 +14,6 @@ from hx_gateway.telemetry.families import OVERHEAD_SECONDS, SECONDS, TOKEN_SECON
 
 if TYPE_CHECKING:
     from hx_gateway.core.errors import Failure
-    from hx_gateway.fleet.endpoint import Prices
 
 COUNT, PROMPT, COMPLETION, CACHED, COST = range(5)
 """Numbers of a series ``requests`` in the book: exchanges, tokens by kind, money. Its labels are those of `Metrics.finished`."""
@@ -33,14 +32,12 @@ _MOST_RESOLVED = 4096  # combinations whose series is remembered; fleets of befo
 class Series:
     """Where an exchange of one kind is counted; the times are shared with its siblings of the same route and model."""
 
-    __slots__ = ("cells", "free", "overhead", "prices", "times")
+    __slots__ = ("cells", "overhead", "times")
 
     def __init__(self, cells: Cells, times: list[float], overhead: list[float]) -> None:
         self.cells = cells
         self.times = times
         self.overhead = overhead
-        self.prices: Prices | None = None
-        self.free = True
 
 
 class Metrics:
@@ -136,18 +133,8 @@ class Metrics:
         if exchange.cached_tokens > 0:
             cells[CACHED] += exchange.cached_tokens
         if deployment is not None:
-            prices = deployment.prices
-            if prices is not series.prices:
-                series.prices = prices
-                series.free = not (
-                    prices.per_request
-                    or prices.per_prompt_token
-                    or prices.per_completion_token
-                    or prices.per_cached_token
-                    or prices.per_engine_second
-                )
-            if not series.free and worked(exchange):
-                cells[COST] += cost_of(prices, prompt, completion, exchange.cached_tokens, engine_s(exchange, now_s))
+            if not deployment.prices.free and worked(exchange):
+                cells[COST] += cost_of(deployment.prices, prompt, completion, exchange.cached_tokens, engine_s(exchange, now_s))
             if exchange.load_s and not exchange.cached:
                 loads = self.book.cells("loads", (deployment.model, deployment.endpoint.name), 2)
                 loads[0] += 1.0

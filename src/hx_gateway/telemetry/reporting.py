@@ -104,6 +104,8 @@ def seen(observed: Observed, book: Book) -> Iterator[Sample]:
     yield "hx_gateway_vectors_open", (), float(backing.vectors_open)
     journal = backing.ledger.journal
     yield "hx_gateway_journal_pending_bytes", (), journal.pending_bytes if journal is not None else 0
+    for name in observed.registry.endpoints:
+        yield "hx_gateway_endpoint_drained", (name,), float(name in backing.drains.drained)
     yield from _fleet(observed.registry)
 
 

@@ -72,7 +72,7 @@ class House:
         self.backing = Backing(self.config)  # not started: nothing is kept
         self.clock = ManualClock(500.0)
         self.started_wall_s = self.clock.wall()
-        self.telemetry = Desk(self.clock)
+        self.telemetry = Desk(self.config.monitoring, self.clock)
         self.router = Router(policy)
         self.proxy = Proxy(self.router, lambda endpoint: None)  # type: ignore[arg-type,return-value]
         self.reloading = None

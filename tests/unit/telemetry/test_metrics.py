@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hx_gateway.config.schema import MonitoringSettings
 from hx_gateway.core import errors
 from hx_gateway.core.clock import ManualClock
 from hx_gateway.core.context import CHAT, EMBEDDINGS, FORWARD, Exchange, Route
@@ -17,6 +18,7 @@ from hx_gateway.dataplane.proxy import Proxy
 from hx_gateway.dataplane.shelf import Shelf
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.deployment import Deployment
+from hx_gateway.fleet.drains import Drains
 from hx_gateway.fleet.endpoint import Address, Endpoint, Prices
 from hx_gateway.fleet.registry import Registry, Target
 from hx_gateway.ledger.observer import Ledger
@@ -46,6 +48,7 @@ class Kept:
     metering: Metering = field(default_factory=Metering)
     redis: None = None
     vectors_open: bool = False
+    drains: Drains = field(default_factory=Drains)
     shelf: Shelf = field(default_factory=Shelf)
 
 
@@ -65,7 +68,7 @@ class Observed:
 
 
 def desk(metrics: Metrics) -> Desk:
-    made = Desk(ManualClock(), metrics.book)
+    made = Desk(MonitoringSettings(), ManualClock(), metrics.book)
     made.metrics = metrics
     return made
 
