@@ -85,6 +85,13 @@ async def fill(store: Store, rows: int, now_ms: int) -> None:
     groups = ", ".join(SUMS["hour_ms"] if name == "hour_ms" else name for name in DIMENSIONS)
     async with store.writing() as connection:
         await connection.execute(text(f"INSERT INTO usage_hourly ({', '.join(names)}) SELECT {sums} FROM usage GROUP BY {groups}"))
+    groups = ", ".join(DIMENSIONS[1:])
+    totals = ", ".join(f"sum({name})" for name in names if name not in DIMENSIONS)
+    day = f"hour_ms - hour_ms % {DAY_MS}"
+    async with store.writing() as connection:
+        await connection.execute(
+            text(f"INSERT INTO usage_daily SELECT {day}, {groups}, {totals} FROM usage_hourly GROUP BY {day}, {groups}")
+        )
     async with store.writing() as connection:
         await connection.execute(text("ANALYZE"))
 

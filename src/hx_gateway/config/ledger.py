@@ -58,6 +58,9 @@ class LedgerSettings(Settings):
         default=0,
         description="Days for which each request's row is kept, on Postgres up to a month longer; sums by the hour stay. 0 for ever.",
     )
+    sums_retention_days: Days = Field(
+        default=0, description="Days for which sums by hour and day are kept, never less than retention_days; 0 for ever."
+    )
     audit_retention_days: Days = Field(default=0, description="Days for which the log of what administrators did is kept; 0 for ever.")
     bodies_retention_days: Days = Field(default=7, description="Days for which bodies are kept, where there are any; 0 for ever.")
     bodies: BodiesSettings = Field(default=BodiesSettings(), description="Bodies of requests and answers.")

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
 
 MAP = "limits.map"
-_HOUR_MS = 3_600_000
-_DAY_MS = 24 * _HOUR_MS
-_MONTH_AGAIN_S = 300.0  # the days before today change only by what arrives late
+_DAY_MS = 86_400_000
 _REACH_MS = 31 * _DAY_MS
 _LATE_MS = 120_000  # what took longer to arrive waits for the key's next use
 
@@ -42,8 +40,6 @@ class Budgets:
         self.config = config
         self.folder = folder
         self._shared = url != f"sqlite:///{folder / 'hx-gateway.db'}"  # which nobody else writes to
-        self._month: tuple[int, dict[tuple[str, str], tuple[int, float]]] = (0, {})
-        self._month_s = 0.0
 
     def pending(self) -> bool:
         """Whether budgets are kept here that others may use, too."""
@@ -60,10 +56,7 @@ class Budgets:
         now_ms = int(time.time() * 1000)
         day_ms = now_ms - now_ms % _DAY_MS
         date = datetime.fromtimestamp(day_ms / 1000, UTC)
-        if self._month[0] != day_ms or time.monotonic() - self._month_s > _MONTH_AGAIN_S:
-            self._month = day_ms, await totals(store, day_ms - (date.day - 1) * _DAY_MS, day_ms)
-            self._month_s = time.monotonic()
-        today, before = await totals(store, day_ms, now_ms + _HOUR_MS), self._month[1]
+        found = await totals(store, day_ms - (date.day - 1) * _DAY_MS, day_ms)
         budgeted = {id for id, limits in self._limits() if limits.day_tokens or limits.month_tokens or limits.day_cost or limits.month_cost}
         day, month = day_ms // _DAY_MS, date.year * 12 + date.month - 1
         try:
@@ -72,12 +65,12 @@ class Budgets:
             return None  # the workers have said so
         raised = 0
         try:
-            for key in today.keys() | before.keys():
-                (tokens, cost), (more, further) = today.get(key, (0, 0.0)), before.get(key, (0, 0.0))
-                id = key[0] or key[1]
+            for spent in found:
+                id = spent.id or spent.name
                 index = table.find(key_of(id), day, make=id in budgeted)
                 if index >= 0:
-                    raised += _raised(table, index, day, month, (tokens, int(cost * NANO)), (tokens + more, int((cost + further) * NANO)))
+                    of_day, of_month = (spent.day_tokens, int(spent.day_cost * NANO)), (spent.month_tokens, int(spent.month_cost * NANO))
+                    raised += _raised(table, index, day, month, of_day, of_month)
         finally:
             table.close()
         return {"raised": raised} if raised else None

@@ -52,6 +52,11 @@ class Retention:
         settings = self.settings
         if settings.retention_days:
             found |= await pruning.prune_usage(store, hour_ms - settings.retention_days * _DAY_MS)
+        if settings.sums_retention_days and settings.retention_days:
+            day_ms = now_ms - now_ms % _DAY_MS  # whole days, so that both sums of a day go together
+            found["sums"] = await pruning.prune_sums(
+                store, day_ms - max(settings.sums_retention_days, settings.retention_days + 32) * _DAY_MS
+            )
         if settings.audit_retention_days:
             found["audit"] = await pruning.prune_audit(store, hour_ms - settings.audit_retention_days * _DAY_MS)
         if settings.bodies_retention_days:

@@ -21,12 +21,12 @@ from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.stores.sql import migrate, usage
 from hx_gateway.stores.sql.engine import Store
 from hx_gateway.stores.sql.migrate import Moved, Refused
-from hx_gateway.stores.sql.schema import AUDIT, BODIES, JOURNAL_POSITIONS, KEYS, REGISTRY, USAGE, USAGE_HOURLY, VERSIONS
+from hx_gateway.stores.sql.schema import AUDIT, BODIES, JOURNAL_POSITIONS, KEYS, REGISTRY, USAGE, USAGE_DAILY, USAGE_HOURLY, VERSIONS
 from hx_gateway.stores.sql.upgrade import upgrade
 
 DAY_MS = 86_400_000
 BEGIN_MS = 1_735_689_600_000  # 2025-01-01
-TABLES = ["usage", "usage_hourly", "bodies", "audit", "registry", "versions", "keys"]
+TABLES = ["usage", "usage_hourly", "usage_daily", "bodies", "audit", "registry", "versions", "keys"]
 COMMAND = [sys.executable, "-m", "hx_gateway", "migrate"]
 
 
@@ -252,7 +252,8 @@ def ran(*words: str, environment: dict[str, str] | None = None) -> subprocess.Co
 async def test_the_command(old: Store, empty_postgres_url: str, tmp_path: Path) -> None:
     dry = ran("--from", old.url, "--to", empty_postgres_url, "--dry-run", "--json")
     assert json.loads(dry.stdout) == {
-        "rows": {"usage": [2500, 0], "usage_hourly": [await count(old.url, USAGE_HOURLY), 0], "bodies": [7, 0], "audit": [7, 0],
+        "rows": {"usage": [2500, 0], "usage_hourly": [await count(old.url, USAGE_HOURLY), 0],
+                 "usage_daily": [await count(old.url, USAGE_DAILY), 0], "bodies": [7, 0], "audit": [7, 0],
                  "registry": [1, 0], "versions": [1, 0], "keys": [7, 0]},
         "begun": False,
     }  # fmt: skip

@@ -17,7 +17,7 @@ from hx_gateway.ledger.reports import Filter, Page, Place
 from hx_gateway.stores.sql import reports, usage
 from hx_gateway.stores.sql.engine import Store
 from hx_gateway.stores.sql.reports import DAY_MS, HOUR_MS
-from hx_gateway.stores.sql.schema import BODIES, REGISTRY, USAGE, USAGE_HOURLY
+from hx_gateway.stores.sql.schema import BODIES, REGISTRY, USAGE, USAGE_DAILY
 
 BEGIN_MS = int(datetime(2025, 1, 30, tzinfo=UTC).timestamp()) * 1000
 
@@ -268,5 +268,6 @@ async def test_the_roll_up_has_the_sums_of_all(store: Store) -> None:
     (whole,) = await summed(store, Filter(), [])
     assert whole["requests"] == len(RECORDS) and isinstance(whole["requests"], int)
     async with store.writing() as connection:
-        await connection.execute(delete(USAGE_HOURLY))
+        await connection.execute(delete(USAGE_DAILY))
     assert await summed(store, Filter(), []) == []
+    assert (await summed(store, Filter(), [], "hour"))[0]["requests"], "those by the hour come from hours"

@@ -15,7 +15,7 @@ from hx_gateway.stores.retention import Retention
 from hx_gateway.stores.sql import pruning, usage
 from hx_gateway.stores.sql.engine import Store
 from hx_gateway.stores.sql.partitions import month_of, partitions_of
-from hx_gateway.stores.sql.schema import AUDIT, BODIES, USAGE, USAGE_HOURLY
+from hx_gateway.stores.sql.schema import AUDIT, BODIES, USAGE, USAGE_DAILY, USAGE_HOURLY
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -72,6 +72,22 @@ async def test_what_is_past_its_time_goes_and_sums_stay(store: Store, monkeypatc
     async with store.reading() as connection:
         assert await connection.scalar(select(func.sum(USAGE_HOURLY.c.requests))) == 15
     assert await retention.run(store) is None
+
+
+async def test_sums_go_later_than_rows_and_whole_days_at_a_time(store: Store) -> None:
+    await fill(store, [0.0, 50.0, 100.0, 200.0])
+    await Retention(LedgerSettings(sums_retention_days=10), store.url).run(store)
+    tables = (USAGE_HOURLY, USAGE_DAILY)
+
+    async def kept() -> list[int | None]:
+        async with store.reading() as connection:
+            return [await connection.scalar(select(func.sum(table.c.requests))) for table in tables]
+
+    assert await kept() == [4, 4], "never while rows are kept for ever"
+    found = await Retention(LedgerSettings(retention_days=30, sums_retention_days=10), store.url).run(store)
+    assert found is not None and found["sums"] == 4 and await kept() == [2, 2], "never before the rows of the same month"
+    await Retention(LedgerSettings(retention_days=10, sums_retention_days=45), store.url).run(store)
+    assert await kept() == [1, 1]
 
 
 async def test_nothing_goes_that_nobody_told_to_go(store: Store) -> None:

@@ -26,6 +26,7 @@ OF_STEP = {
     "0001": [schema.KEYS, schema.VERSIONS, schema.AUDIT],
     "0002": [schema.USAGE, schema.USAGE_HOURLY, schema.JOURNAL_POSITIONS],
     "0003": [schema.BODIES, schema.REGISTRY],
+    "0004": [schema.USAGE_DAILY],
 }
 
 
@@ -33,7 +34,7 @@ def differences(connection: Connection) -> list[Any]:
     """What a database has that the tables of the code have not, and the other way round; partitions apart."""
 
     def ours(_: Any, name: str | None, kind: str, *rest: object) -> bool:
-        return kind != "table" or not str(name).startswith("usage_") or name == "usage_hourly"
+        return kind != "table" or not str(name).startswith("usage_") or name in ("usage_hourly", "usage_daily")
 
     options = {"version_table": VERSION_TABLE, "compare_type": True, "include_object": ours}
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), schema.METADATA))
@@ -83,6 +84,10 @@ async def test_every_earlier_schema_becomes_the_newest_with_its_rows(empty_datab
             table = schema.METADATA.tables[name]
             found = await connection.execute(select(table).order_by(*table.primary_key.columns))
             assert [dict(one) for one in found.mappings()] == rows
+        if "0002" <= before < "0004":
+            daily = select(schema.USAGE_DAILY.c.key_name, schema.USAGE_DAILY.c.requests, schema.USAGE_DAILY.c.cost)
+            expected = [(f"key_name {number}", number, float(number)) for number in range(1, 4)]
+            assert [tuple(one) for one in await connection.execute(daily.order_by(schema.USAGE_DAILY.c.requests))] == expected
         assert list(await connection.scalars(select(schema.VERSIONS.c.value).where(schema.VERSIONS.c.name == "keys"))) == [0]
     await fill(store, [table for step in EVERY[EVERY.index(before) + 1 if before else 0 :] for table in OF_STEP[step]])
     await store.close()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sqlalchemy import bindparam, func, or_, select, update
+from sqlalchemy import bindparam, case, func, or_, select, update
 
-from hx_gateway.stores.sql.schema import KEYS, USAGE, USAGE_HOURLY
+from hx_gateway.stores.sql.schema import KEYS, USAGE, USAGE_DAILY, USAGE_HOURLY
 
 if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
@@ -14,23 +14,35 @@ if TYPE_CHECKING:
 _HOUR_MS = 3_600_000
 
 
-async def totals(store: Store, from_ms: int, to_ms: int) -> dict[tuple[str, str], tuple[int, float]]:
-    """Tokens and money that count for budgets, by id (empty for keys of the configuration) and name of the key.
+class Spent(NamedTuple):
+    """What counts for a key's budgets."""
+
+    id: str  # empty for keys of the configuration
+    name: str
+    day_tokens: int
+    day_cost: float
+    month_tokens: int
+    month_cost: float
+
+
+async def totals(store: Store, month_ms: int, day_ms: int) -> list[Spent]:
+    """What keys spent of their budgets.
 
     Args:
         store: The store.
-        from_ms: Beginning of the first hour, Unix milliseconds.
-        to_ms: End of the last.
+        month_ms: Beginning of the month, Unix milliseconds.
+        day_ms: Beginning of the day.
 
     Raises:
         StoreError: The database cannot be used.
     """
-    table = USAGE_HOURLY.c
-    sums = (func.sum(table.prompt_tokens + table.completion_tokens), func.sum(table.cost))
-    where = (table.hour_ms >= from_ms, table.hour_ms < to_ms, table.cached == "", table.key_name != "")
+    table = USAGE_DAILY.c
+    tokens, cost, today = table.prompt_tokens + table.completion_tokens, table.cost, table.day_ms >= day_ms
+    sums = [func.sum(case((today, tokens), else_=0)), func.sum(case((today, cost), else_=0.0)), func.sum(tokens), func.sum(cost)]
+    where = (table.day_ms >= month_ms, table.cached == "", table.key_name != "")
     async with store.reading() as connection:
         rows = await connection.execute(select(table.key_id, table.key_name, *sums).where(*where).group_by(table.key_id, table.key_name))
-        return {(id, name): (int(tokens), float(cost)) for id, name, tokens, cost in rows}
+        return [Spent(id, name, int(day), float(paid), int(month), float(all)) for id, name, day, paid, month, all in rows]
 
 
 async def note_use(store: Store, since_ms: int, hours_since_ms: int | None = None) -> int:

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 
 from hx_gateway.core.identifiers import new_id
 from hx_gateway.stores.sql import partitions
-from hx_gateway.stores.sql.schema import AUDIT, BODIES, USAGE
+from hx_gateway.stores.sql.schema import AUDIT, BODIES, USAGE, USAGE_DAILY, USAGE_HOURLY
 
 if TYPE_CHECKING:
     from sqlalchemy import Column
@@ -65,6 +65,15 @@ async def prune_usage(store: Store, before_ms: int) -> dict[str, int]:
         async with store.writing() as connection:
             await connection.run_sync(partitions.drop, month)
     return {"deleted": 0, "dropped": len(old)}
+
+
+async def prune_sums(store: Store, before_ms: int) -> int:
+    """Take old sums by day and hour out, the beginning of a day; returns how many.
+
+    Raises:
+        StoreError: The database cannot be used, or is too busy.
+    """
+    return await _delete(store, USAGE_DAILY.c.day_ms, before_ms) + await _delete(store, USAGE_HOURLY.c.hour_ms, before_ms)
 
 
 async def prune_audit(store: Store, before_ms: int) -> int:

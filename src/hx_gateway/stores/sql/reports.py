@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, and_, case, cast, desc, func, literal, select
 
 from hx_gateway.core.identifiers import time_of
 from hx_gateway.ledger.reports import GROUPS, Filter, Page, Place
-from hx_gateway.stores.sql.schema import BODIES, REGISTRY, USAGE, USAGE_HOURLY
+from hx_gateway.stores.sql.schema import BODIES, REGISTRY, USAGE, USAGE_DAILY, USAGE_HOURLY
 
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, FromClause, Select
@@ -23,6 +23,7 @@ _INDEXED = ("key", "endpoint", "outcome", "model")  # likely to leave least firs
 _SCAN = 5000  # rows looked at by one statement of a page
 _BUDGET_S = 0.15  # after which a page is returned as it is
 _NEAR_MS, _FAR_MS = 2_000, 900_000  # a clock may be set while a request runs
+_LAYERS = ((USAGE_DAILY, DAY_MS), (USAGE_HOURLY, HOUR_MS))
 _ROW_ONLY = ("user", "status", "stream", "min_ms")
 _SUMMED = ("requests", "prompt_tokens", "completion_tokens", "cached_tokens", "cost", "engine_ms", "duration_ms", "ttft_ms", "ttft_count")
 
@@ -48,7 +49,7 @@ async def usage(connection: AsyncConnection, asked: Filter, by: Sequence[str], b
         Rows with ``at_ms`` (beginning of the bucket; None without), what they are grouped by, the summed columns of `usage_hourly`,
         and ``failed``, the requests whose outcome was not ``ok``.
     """
-    source = _source(asked)
+    source = _source(asked, bucket)
     groups: list[Any] = [source.c[GROUPS[name]].label(name) for name in by]
     if bucket is not None:
         groups.insert(0, _bucket(source.c.hour_ms, bucket, connection.dialect.name).label("at_ms"))
@@ -67,23 +68,31 @@ def _whole(row: Any) -> dict[str, Any]:
     }
 
 
-def _source(asked: Filter) -> FromClause:
-    """What is to be summed, in the form of the roll-up: that itself for whole hours, rows for the rest of them."""
+def _source(asked: Filter, bucket: str | None) -> FromClause:
+    """What is to be summed, in the form of the roll-up by hour: sums of whole days, of the hours around them, and rows for the rest."""
     given = asked.given()
-    start, end = asked.from_ms, asked.to_ms
-    if any(name in given for name in _ROW_ONLY):
-        return _rows(asked, given, start, end).subquery()
-    first = None if start is None else -(-start // HOUR_MS) * HOUR_MS
-    last = None if end is None else end // HOUR_MS * HOUR_MS
-    if first is not None and last is not None and first > last:
-        return _rows(asked, given, start, end).subquery()
-    table = USAGE_HOURLY.c
-    parts = [select(*USAGE_HOURLY.c).where(*_conditions(USAGE_HOURLY, given), *_between(table.hour_ms, first, last))]
-    if start != first:
-        parts.append(_rows(asked, given, start, first))
-    if end != last:
-        parts.append(_rows(asked, given, last, end))
+    layers = [] if any(name in given for name in _ROW_ONLY) else _LAYERS[bucket == "hour" :]
+    parts = _parts(asked, given, layers, asked.from_ms, asked.to_ms)
     return (parts[0] if len(parts) == 1 else union_all(*parts)).subquery()
+
+
+def _parts(
+    asked: Filter, given: dict[str, Any], layers: Sequence[tuple[Any, int]], start: int | None, end: int | None
+) -> list[Select[Any]]:
+    if not layers:
+        return [_rows(asked, given, start, end)]
+    (table, unit_ms), *finer = layers
+    first = None if start is None else -(-start // unit_ms) * unit_ms
+    last = None if end is None else end // unit_ms * unit_ms
+    if first is not None and last is not None and first >= last:
+        return _parts(asked, given, finer, start, end)
+    time, *others = table.c
+    parts = [select(time.label("hour_ms"), *others).where(*_conditions(table, given), *_between(time, first, last))]
+    if start != first:
+        parts += _parts(asked, given, finer, start, first)
+    if end != last:
+        parts += _parts(asked, given, finer, last, end)
+    return parts
 
 
 def _rows(asked: Filter, given: dict[str, Any], start: int | None, end: int | None) -> Select[Any]:

@@ -119,18 +119,26 @@ USAGE = Table(
 DIMENSIONS = ("hour_ms", "key_id", "key_name", "team", "model", "grp", "endpoint", "route", "outcome", "cached")
 """What a roll-up keeps apart."""
 
-USAGE_HOURLY = Table(
-    "usage_hourly",
-    METADATA,
-    _column("hour_ms", BigInteger),
-    *(_column(name) for name in DIMENSIONS[1:]),
-    *(_column(name, BigInteger) for name in ("requests", "prompt_tokens", "completion_tokens", "cached_tokens")),
-    *(_column(name, Double) for name in ("cost", "engine_ms", "duration_ms", "ttft_ms")),
-    _column("ttft_count", BigInteger),  # rows that `ttft_ms` is the sum of
-    PrimaryKeyConstraint(*DIMENSIONS, name="usage_hourly_pkey"),
-    sqlite_with_rowid=False,
-)
+
+def _rolled_up(name: str, time: str) -> Table:
+    return Table(
+        name,
+        METADATA,
+        _column(time, BigInteger),
+        *(_column(dimension) for dimension in DIMENSIONS[1:]),
+        *(_column(count, BigInteger) for count in ("requests", "prompt_tokens", "completion_tokens", "cached_tokens")),
+        *(_column(amount, Double) for amount in ("cost", "engine_ms", "duration_ms", "ttft_ms")),
+        _column("ttft_count", BigInteger),  # rows that `ttft_ms` is the sum of
+        PrimaryKeyConstraint(time, *DIMENSIONS[1:], name=f"{name}_pkey"),
+        sqlite_with_rowid=False,
+    )
+
+
+USAGE_HOURLY = _rolled_up("usage_hourly", "hour_ms")
 """Sums of `usage` by hour, written in the transaction that inserts the rows."""
+
+USAGE_DAILY = _rolled_up("usage_daily", "day_ms")
+"""The same by day (UTC), written in the same transaction."""
 
 JOURNAL_POSITIONS = Table(
     "journal_positions",

@@ -17,12 +17,13 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.stores.sql.engine import Store, StoreError
-from hx_gateway.stores.sql.schema import DIMENSIONS, JOURNAL_POSITIONS, USAGE, USAGE_HOURLY
+from hx_gateway.stores.sql.schema import DIMENSIONS, JOURNAL_POSITIONS, USAGE, USAGE_DAILY, USAGE_HOURLY
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 _KEPT_MS = 30 * 24 * _HOUR_MS  # a position that nobody raised for so long belongs to a segment that is gone
 _SUMS = tuple(column.name for column in USAGE_HOURLY.columns if column.name not in DIMENSIONS)
 _RENAMED = {"grp": "group"}
@@ -83,9 +84,10 @@ async def keep(store: Store, segment: str, before: int, end: int, records: Seque
             return 0
         new = await _inserted(connection, store.kind, rows)
         if sums := hourly(new):
-            upsert = _insert(connection, USAGE_HOURLY)
-            raised = {name: USAGE_HOURLY.c[name] + upsert.excluded[name] for name in _SUMS}
-            await connection.execute(upsert.on_conflict_do_update(index_elements=DIMENSIONS, set_=raised), sums)
+            for table, rolled_up in ((USAGE_HOURLY, sums), (USAGE_DAILY, daily(sums))):
+                upsert = _insert(connection, table)
+                raised = {name: table.c[name] + upsert.excluded[name] for name in _SUMS}
+                await connection.execute(upsert.on_conflict_do_update(index_elements=list(table.primary_key), set_=raised), rolled_up)
     return len(new)
 
 
@@ -171,6 +173,18 @@ def hourly(rows: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
         }
         for dimensions in sorted(alike)
     ]
+
+
+def daily(sums: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of `usage_daily` to add for those of `usage_hourly`, in one order everywhere."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for hour in sums:
+        day_ms = hour["hour_ms"] - hour["hour_ms"] % _DAY_MS
+        names = {name: hour[name] for name in DIMENSIONS[1:]}
+        day = found.setdefault((day_ms, *names.values()), {"day_ms": day_ms, **names, **dict.fromkeys(_SUMS, 0)})
+        for name in _SUMS:
+            day[name] += hour[name]
+    return [found[dimensions] for dimensions in sorted(found)]
 
 
 async def _raise_position(connection: AsyncConnection, segment: str, before: int, end: int) -> None:
