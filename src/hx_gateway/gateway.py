@@ -29,6 +29,7 @@ from hx_gateway.fleet.ghosts import lay
 from hx_gateway.fleet.registry import Registry
 from hx_gateway.health.discovery import discover
 from hx_gateway.health.monitor import Monitor
+from hx_gateway.housekeeping import Within
 from hx_gateway.providers import BUILT_IN as PROVIDERS
 from hx_gateway.routing.policies import Policy, policy
 from hx_gateway.routing.router import Router
@@ -57,11 +58,12 @@ class Gateway:
             starts them here.
         memory: File descriptor of `access.sharing.shared_memory` for limits where nothing can be kept on disk; -1 for none.
         book: Where counts are kept; None for memory of this process.
+        kept: Whether another process keeps house for it; else a thread of this one ships the journal and reads the store's keys.
     """
 
     def __init__(
         self, config: GatewayConfig, workers: int = 1, local: Mapping[str, list[tuple[str, str]]] | None = None, memory: int = -1,
-        book: Book | None = None,
+        book: Book | None = None, kept: bool = False,
     ) -> None:  # fmt: skip
         self.config = config
         self.workers = workers
@@ -76,6 +78,8 @@ class Gateway:
         self.reloading: Any = None  # server.reloading.Reloading, where the configuration can be loaded again
         self.local_models: list[LocalModel] = []
         self._local_elsewhere = local
+        self._kept = kept
+        self._house: Within | None = None
         self._providers: dict[str, Provider] = {}
         self._retired: list[Endpoint] = []  # no longer configured, with answers under way
         self._tasks: list[asyncio.Task[None]] = []
@@ -241,6 +245,8 @@ class Gateway:
         """
         await self.backing.start(self.assembly.endpoints.values())
         await self._start_local()
+        if not self._kept and self.backing.folder is not None:
+            self._house = Within(self.config)
         if not self.config.models and not self.config.endpoints:
             await self._search()
         self.registry = self.assembly.registry()
@@ -262,6 +268,9 @@ class Gateway:
             endpoint.pool.close()
         await asyncio.gather(*(model.stop() for model in self.local_models))
         await self.backing.stop()
+        house, self._house = self._house, None
+        if house is not None:
+            await asyncio.to_thread(house.close)
         self.telemetry.stop(self)
 
     async def _start_local(self) -> None:

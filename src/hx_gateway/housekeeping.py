@@ -10,11 +10,13 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hx_gateway.config.schema import GatewayConfig
-from hx_gateway.config.storage import database_url
+from hx_gateway.config.storage import database_url, state_directory
 from hx_gateway.ledger.journal import FOLDER
 from hx_gateway.stores.audit import ShippingDeeds
 from hx_gateway.stores.bodies import ShippingBodies
@@ -262,6 +264,31 @@ class Housekeeping:
             self._unwritable = True
         else:
             self._unwritable = False
+
+
+class Within:
+    """Housekeeping in a thread of a program that uses the gateway as a library; beside a gateway that serves a port it has its own process.
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = Thread(target=asyncio.run, args=(self._work(config),), name="housekeeping", daemon=True)
+        self._thread.start()
+
+    async def _work(self, config: GatewayConfig) -> None:
+        stop = asyncio.Event()
+        self._begun.set_result((asyncio.get_running_loop(), stop))
+        await Housekeeping(config, state_directory(config.storage, os.environ)).run(stop)
+
+    def close(self) -> None:
+        """Have it finish what it does, within some seconds. Blocks."""
+        loop, stop = self._begun.result()
+        with contextlib.suppress(RuntimeError):  # it has ended
+            loop.call_soon_threadsafe(stop.set)
+        self._thread.join(LAST_S + 1.5)
 
 
 @contextlib.contextmanager

@@ -121,7 +121,7 @@ def _work(
     _on_end(lambda number, _: early.append(number))
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until reloads are served; the file's stamp tells what was missed
     try:
-        gateway = build(config, workers, local=local, memory=memory, book=book)
+        gateway = build(config, workers, local=local, memory=memory, book=book, kept=True)
         host, port = listeners[0].getsockname()[:2]
 
         def started() -> None:
