@@ -28,6 +28,7 @@ ARGUMENTS = [
     "--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-gpu",
     "--disable-quic",
 ]  # fmt: skip
+SHOTS = os.environ.get("HX_SHOTS", "")  # read here: within a test such variables are not there
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 780}
 
 
@@ -182,6 +183,5 @@ def judge(axe: str) -> Callable[[Any], None]:
 
 def shoot(page: Any, name: str, full: bool = False) -> None:
     """Keep a picture of a page where ``HX_SHOTS`` names a folder."""
-    folder = os.environ.get("HX_SHOTS")
-    if folder:
-        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=full)
+    if SHOTS:
+        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.browser.conftest import DESKTOP, PHONE, Fleet, playwright, serve, shoot
+from tests.browser.conftest import DESKTOP, PHONE, SHOTS, Fleet, playwright, serve, shoot
 
 expect = playwright.expect
 SLOW_MS = 20_000
@@ -51,7 +50,7 @@ def test_every_page_is_readable(
         page = open_page(path, viewport, scheme)
         if path == "/ui/fleet":
             expect(page.locator("#plot-tokens canvas")).to_be_visible(timeout=SLOW_MS)
-            page.wait_for_timeout(6000 if os.environ.get("HX_SHOTS") else 0)  # for the picture: lines are made of time
+            page.wait_for_timeout(6000 if SHOTS else 0)  # for the picture: lines are made of time
         elif path == "/ui/requests":
             expect(page.locator("tbody tr").nth(20)).to_be_visible(timeout=SLOW_MS)
         else:
