@@ -16,6 +16,7 @@ import json
 import math
 import tempfile
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ BOUNDS = {"sparse": 0.36, "dense": 0.38, "hybrid": 0.42}
 DEPTH = 10  # of nDCG
 LONGEST = 1500  # characters of an abstract: the model reads 512 tokens
 _BATCH = 50
+_ATTEMPTS = 10
 _CONFIG = """
 endpoints: {{model: {{url: "{url}", provider: openai}}}}
 models: {{minilm: {{endpoint: model, mode: embedding, dimensions: 384}}}}
@@ -122,17 +124,21 @@ class Remembered:
 
 
 def asked(gateway: GatewayProcess, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The result of a request to the gateway; what is refused ends the program."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=1200)
-    try:
-        connection.request("POST", path, json.dumps(body), {"authorization": f"Bearer {gateway.key}"})
-        answer = connection.getresponse()
-        value = json.loads(answer.read())
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise SystemExit(f"{path}: {answer.status} {value}")
-    return dict(value["result"])
+    """The result of a request to the gateway; what is refused ends the program, but a store that is busy is asked again."""
+    for _ in range(_ATTEMPTS):
+        connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=1200)
+        try:
+            connection.request("POST", path, json.dumps(body), {"authorization": f"Bearer {gateway.key}"})
+            answer = connection.getresponse()
+            value = json.loads(answer.read())
+        finally:
+            connection.close()
+        if answer.status == 200:
+            return dict(value["result"])
+        if answer.status != 503:
+            break
+        time.sleep(1)  # the client's local mode answers nothing while it looks for something
+    raise SystemExit(f"{path}: {answer.status} {value}")
 
 
 def ndcg(found: Sequence[str], relevant: Mapping[str, int]) -> float:
@@ -169,8 +175,12 @@ def measured(
                 {"id": one["_id"], "metadata": {"title": one["title"]}, **({"text": text} if chunked else {"chunks": [text[:LONGEST]]})}
             )
     for start in range(0, len(bodies), _BATCH):
-        result = asked(gateway, "/v1/rag/upsert", {"documents": bodies[start : start + _BATCH]})
-        if result["failed"]:
+        for _ in range(_ATTEMPTS):  # what is stored already is not stored again
+            result = asked(gateway, "/v1/rag/upsert", {"documents": bodies[start : start + _BATCH]})
+            if not result["failed"]:
+                break
+            time.sleep(1)
+        else:
             raise SystemExit(f"not stored: {[one for one in result['documents'] if one['status'] == 'failed'][:3]}")
     figures: dict[str, list[tuple[float, float]]] = {}
     for mode in BOUNDS:
