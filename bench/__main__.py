@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,9 @@ def compare(folder: Path, chosen: dict[str, Peer], workloads: list[str], rounds:
     best: dict[tuple[str, str], dict[str, Any]] = {}
     for turn in range(rounds):
         for name, peer in chosen.items():
+            with socket.socket() as probe:
+                if not probe.connect_ex(("127.0.0.1", peer.port)):
+                    sys.exit(f"something listens on port {peer.port} already: it would be taken for {name}")
             with started(peer.command, cores[0], folder / f"{name}.log") as pid:
                 if not up(peer.port):
                     print(f"{name}: did not come up, see {folder / name}.log")

@@ -45,9 +45,10 @@ def peers(names: list[str], folder: Path) -> dict[str, Peer]:
     """The peers asked for that can run on this machine."""
     found: dict[str, Peer] = {}
     for name in names:
-        if name in ("gateway", "gateway-cache"):
-            settings = HERE / ("gateway.yaml" if name == "gateway" else "cache.yaml")
-            found[name] = Peer(8100, [sys.executable, "-m", "hx_gateway", "serve", str(settings)])
+        if name in ("gateway", "gateway-no-ledger", "gateway-cache"):
+            settings = HERE / ("cache.yaml" if name == "gateway-cache" else "gateway.yaml")
+            own = [f"XDG_STATE_HOME={folder / 'state'}", f"HX__LEDGER__ENABLED={str(name != 'gateway-no-ledger').lower()}"]
+            found[name] = Peer(8100, ["env", *own, sys.executable, "-m", "hx_gateway", "serve", str(settings)])
         elif name == "nginx" and shutil.which("nginx"):
             found[name] = Peer(8001, _nginx(folder))
         elif name == "haproxy" and shutil.which("haproxy"):
