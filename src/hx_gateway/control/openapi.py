@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from hx_gateway.control.examples import illustrate
+
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "An API key of this gateway; x-api-key and api-key are read as well."}
 }
@@ -213,4 +215,5 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         components["schemas"].pop(name, None)
     document["paths"] = {**inference_paths(), **document["paths"]}
+    illustrate(document)
     return document
