@@ -87,6 +87,26 @@ def test_killed_it_comes_back_and_with_its_gateway_it_goes(tmp_path: Path, worke
         assert gateway.process is not None and gateway.process.wait(10) == -signal.SIGKILL
 
 
+def test_a_killed_guard_is_replaced(tmp_path: Path) -> None:
+    with running(tmp_path) as gateway:
+        seen: list[int] = []
+        for _ in range(2):
+            wait_until(lambda: housekeeper(tmp_path) not in (0, *seen), 30)
+            keeper = housekeeper(tmp_path)
+            guard = psutil.Process(keeper).ppid()
+            seen.append(keeper)
+            os.kill(guard, signal.SIGKILL)
+            wait_until(lambda: housekeeper(tmp_path) not in (0, *seen), 30)
+            assert psutil.Process(housekeeper(tmp_path)).ppid() == keeper, "the old housekeeper guards the new one"
+        seen.append(housekeeper(tmp_path))
+        os.kill(seen[-1], signal.SIGKILL)
+        wait_until(lambda: housekeeper(tmp_path) not in (0, *seen), 30)
+        assert chat(gateway.port, "as ever", "tiny").content == "as ever"
+        ended = [housekeeper(tmp_path), psutil.Process(housekeeper(tmp_path)).ppid()]
+        assert gateway.stop() == 0
+        assert gone(*ended, *seen) and "Traceback" not in gateway.log, gateway.log
+
+
 def test_it_is_gone_before_its_gateway_is(tmp_path: Path) -> None:
     with running(tmp_path) as gateway:
         wait_until(lambda: housekeeper(tmp_path) > 0, 30)

@@ -12,7 +12,15 @@ from tests.faults.test_housekeeper import running
 from tests.support.engines import Postgres
 from tests.support.gateway import KEY, GatewayProcess
 
-ROUTES = ("/admin/usage", "/admin/requests", "/admin/requests/01JD3W6Y000000000000000000", "/v1/usage", "/admin/requests?format=csv")
+ROUTES = (
+    "/admin/usage",
+    "/admin/requests",
+    "/admin/requests/01JD3W6Y000000000000000000",
+    "/v1/usage",
+    "/admin/requests?format=csv",
+    "/admin/keys",
+    "/admin/audit",
+)
 PATIENCE_S = 30.0  # less than what would wait for a dead database without a bound, and far more than the bound
 
 

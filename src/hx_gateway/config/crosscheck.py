@@ -273,6 +273,23 @@ def _placement(config: GatewayConfig) -> Iterator[Finding]:
             yield Finding(("endpoints", name, "max_loaded_models"), message, level="warning")
 
 
+def _stages(config: GatewayConfig) -> Iterator[Finding]:
+    performance, keys = config.performance, config.keys
+    limited = performance.rate_limiting_enabled and performance.rate_limit_rps > 0
+    for stage, needed, effect in (
+        ("authenticate", bool(keys.master_key or keys.api_keys), "every caller is let in without a key"),
+        ("inspect", True, "no request is read, so none has a model"),
+        ("resolve", True, "no request finds its model"),
+        ("limits", limited or any(key.limits is not None for key in keys.api_keys), "limits of keys and rate_limit_rps do nothing"),
+        ("cache", config.cache.enabled, "cache.enabled does nothing"),
+        ("admission", performance.max_concurrent_requests > 0, "max_concurrent_requests does nothing"),
+    ):
+        if needed and stage not in config.pipeline.stages:
+            yield Finding(
+                ("pipeline", "stages"), f"does not list {stage}: {effect}, unless a stage of your own sees to it", level="warning"
+            )
+
+
 def _rest(config: GatewayConfig) -> Iterator[Finding]:
     if message := host_fault(config.service.host):
         yield Finding(("service", "host"), message)
@@ -280,6 +297,7 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
     yield from _fallbacks(config)
     yield from _embedding_fallbacks(config)
     yield from _placement(config)
+    yield from _stages(config)
     yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm, config.policies)
     for name, group in config.groups.items():
         if group.policy is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,9 @@ from hx_gateway.housekeeping import read_state
 if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
 
-_LONGEST_S = 5.0
+REACH_S = 2.0
+"""Seconds that a request waits until the store answers at all."""
+_LONGEST_S = 8.0  # from then on
 _AGAIN_S = 5.0
 
 
@@ -24,6 +27,12 @@ def named(backing: Backing) -> str:
     """What the SQL store is called in sentences."""
     url = backing.config.storage.database_url
     return "Postgres" if url is not None and url.reveal().startswith("postgres") else "the SQLite file"
+
+
+async def _reached(backing: Backing) -> Store:
+    store = await backing.store()
+    await store.ping()
+    return store
 
 
 @contextlib.asynccontextmanager
@@ -34,9 +43,19 @@ async def answering(backing: Backing) -> AsyncIterator[Store]:
         Failure: ``store_unavailable``: it cannot be used, or does not answer in time.
     """
     name = named(backing)
+    # The first time this takes long, which is nothing the store can do about.
+    await asyncio.to_thread(lambda: [importlib.import_module(f"hx_gateway.stores.sql.{part}") for part in ("upgrade", "keys")])
+    # What hangs on a dead server cannot even be cancelled quickly: it is left to itself.
+    reaching = asyncio.create_task(_reached(backing))
+    reaching.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
+        await asyncio.wait((reaching,), timeout=REACH_S)
+        if not reaching.done():
+            reaching.cancel()
+            raise TimeoutError
+        store = reaching.result()
         async with asyncio.timeout(_LONGEST_S):
-            yield await backing.store()
+            yield store
     except TimeoutError:
         raise Failure(errors.STORE_UNAVAILABLE, f"{name} does not answer; try again when it does", retry_after_s=_AGAIN_S) from None
     except Unavailable as error:

@@ -17,6 +17,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import state_directory
 from hx_gateway.housekeeping import LAST_S, Housekeeping
 
+_LOOK_S = 0.5  # between looks at whether the guard lives
 _SETTLE_S = 1.0  # the gateway is let start first
 _STEADY_S = 10.0  # one that lived this long is replaced without delay
 _LONGEST_PAUSE_S = 30.0
@@ -29,6 +30,7 @@ class Housekeeper:
     """The housekeeping process and its guard, as seen by the process that serves.
 
     Neither is a child of it: they know from a pipe whether it lives, however it ends. Made before any thread, socket or event loop.
+    A housekeeper whose guard was killed becomes the guard of another.
 
     Args:
         config: The configuration.
@@ -76,10 +78,10 @@ def _guard(config: GatewayConfig, alive: int) -> None:
     _call("hx-guard")
     pause_s = 0.0
     while True:
-        born_s = time.monotonic()
+        born_s, guard = time.monotonic(), os.getpid()
         pid = os.fork()
         if not pid:
-            _keep_house(config, alive)
+            _keep_house(config, alive, guard)
         status = _ended(pid, alive)
         if status is None:
             return
@@ -106,13 +108,15 @@ def _ended(pid: int, alive: int) -> int | None:
     return None
 
 
-def _keep_house(config: GatewayConfig, alive: int) -> None:
-    """Be the housekeeper; does not return."""
+def _keep_house(config: GatewayConfig, alive: int, guard: int) -> None:
+    """Be the housekeeper, and where the guard ends the guard of another; does not return."""
     status = 0
     try:
         _call("hx-housekeeper")
-        os.nice(_NICE)
-        asyncio.run(_work(config, alive))
+        os.setpriority(os.PRIO_PROCESS, 0, _NICE)
+        if asyncio.run(_work(config, alive, guard)):
+            _log.error("the guard of the housekeeper ended; the housekeeper takes its place and starts another")
+            _guard(config, alive)
     except Exception:  # blame: the gateway's own; the guard starts another
         _log.exception("housekeeping failed")
         status = 1
@@ -121,15 +125,24 @@ def _keep_house(config: GatewayConfig, alive: int) -> None:
         os._exit(status)
 
 
-async def _work(config: GatewayConfig, alive: int) -> None:
+async def _work(config: GatewayConfig, alive: int, guard: int) -> bool:
+    """Keep house until the gateway ends, or its guard, which is returned."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(alive, stop.set)  # nothing is ever written: it can be read when the gateway is gone
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), _SETTLE_S)
+    keeping = asyncio.create_task(Housekeeping(config, state_directory(config.storage, os.environ)).run(stop))
+    while not stop.is_set() and os.getppid() == guard:
+        await asyncio.wait({keeping}, timeout=_LOOK_S)
+        if keeping.done():
+            break
+    orphaned = not stop.is_set() and not keeping.done()
     # What came within the first second is done all the same: `run` ends with a last round.
-    await Housekeeping(config, state_directory(config.storage, os.environ)).run(stop)
+    stop.set()
+    await keeping
+    return orphaned
 
 
 def _call(name: str) -> None:

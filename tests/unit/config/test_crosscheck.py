@@ -241,6 +241,24 @@ def test_hosts_and_headers() -> None:
     assert all(header_fault(name) for name in ("", "a b", "a:", "Content-Length", "é"))
 
 
+def test_a_stage_that_is_left_out_is_missed_where_it_has_something_to_do() -> None:
+    all_of_them = "authenticate, inspect, resolve, limits, cache, admission"
+    settings = (
+        "cache: {enabled: true}\nperformance: {rate_limiting_enabled: true, rate_limit_rps: 5, max_concurrent_requests: 3}\n"
+        "keys: {master_key: 'env:K'}\n"
+    )
+    environ = {"K": "a-good-key-for-the-tests-0123456789"}
+
+    def found(stages: str, more: str) -> list[str]:
+        loaded = load_text(f"pipeline: {{stages: [{stages}]}}\n{more}", "f.yaml", environ)
+        return [str(problem) for problem in loaded.warnings if "pipeline" in str(problem)]
+
+    assert found(all_of_them, settings) == [] == found("authenticate, inspect, resolve", "")
+    for stage in all_of_them.split(", "):
+        (said,) = found(", ".join(name for name in all_of_them.split(", ") if name != stage), settings)
+        assert said.startswith("f.yaml:1:20: pipeline.stages") and f"does not list {stage}: " in said
+
+
 def test_keys_of_the_store_open_the_door_as_well(tmp_path: Path) -> None:
     text = f"service: {{host: 0.0.0.0}}\nstorage: {{state_directory: {tmp_path}}}\n"
     assert "no key is configured; set keys.master_key" in levels(text)["blocker"][0].message

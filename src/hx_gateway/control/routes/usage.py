@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from hx_gateway.access.moments import written
 from hx_gateway.control.dependencies import Caller, Gateway, GatewayOf, siblings_of
 from hx_gateway.control.openapi import failures
-from hx_gateway.control.stores import named
+from hx_gateway.control.stores import REACH_S, named
 from hx_gateway.control.usage_forms import (
     Asked,
     Format,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 _Answer = TypeVar("_Answer")
-_REACH_S = 2.0  # until the store answers at all
 _LONGEST_S = 12.0  # more than a statement may take
 _AGAIN_S = 5.0
 _USUAL_DAYS = 30
@@ -82,7 +81,7 @@ async def _ask(gateway: Gateway, caller: Identity | None, work: Callable[[AsyncC
     asking = asyncio.create_task(run())
     asking.add_done_callback(ended)
     try:
-        await asyncio.wait((reached,), timeout=_REACH_S)
+        await asyncio.wait((reached,), timeout=REACH_S)
         if not reached.done():
             raise Failure(errors.STORE_UNAVAILABLE, f"{name} does not answer; try again when it does", retry_after_s=_AGAIN_S)
         await asyncio.wait((asking,), timeout=_LONGEST_S)
