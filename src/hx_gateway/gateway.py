@@ -69,7 +69,7 @@ class Gateway:
         self.workers = workers
         self.clock = SystemClock()
         self.ids = RequestIds(self.clock.wall)
-        self.telemetry = Desk(config.monitoring, self.clock, book)
+        self.telemetry = Desk(config.monitoring, self.clock, book, config.service.name)
         self.backing = Backing(config, memory)
         self.census = Census(self.backing.metering.limiter)
         self.started_wall_s = self.clock.wall()
@@ -122,8 +122,8 @@ class Gateway:
         proxy.observers = (*self.telemetry.observers, self.backing.ledger, self.backing.metering, *bodies)
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
-        self.pipeline = Pipeline([*bodies, *run], proxy.start, proxy.answer, proxy.refuse)
-        self.passage = Pipeline(unread, self._forward, proxy.answer, proxy.refuse)
+        self.pipeline = Pipeline([*self.telemetry.stages, *bodies, *run], proxy.start, proxy.answer, proxy.refuse)
+        self.passage = Pipeline([*self.telemetry.stages, *unread], self._forward, proxy.answer, proxy.refuse)
         inside = [stage for name, stage in stages if stage is not None and name in reading]
         self._inside = Pipeline(inside, proxy.start, proxy.answer, proxy.refuse)
         self.router.replace(policy_of)

@@ -194,6 +194,14 @@ class MonitoringSettings(Settings):
         default=100,
         description="Lines about requests that a worker writes in full each second; of those beyond every hundredth is written. 0 writes none.",
     )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="URL of a collector that takes traces by OTLP over HTTP, e.g. http://127.0.0.1:4318/v1/traces; needs the extra otel. None traces nothing.",
+    )
+    trace_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Share of requests that are traced, where the client's traceparent does not decide."
+    )
     log_format: Literal["console", "json"] = Field(default="console", description="Lines for people, or JSON for machines.")
 
 

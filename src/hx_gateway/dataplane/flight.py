@@ -141,7 +141,7 @@ class Flight:
         self.exchange = carried = Carried(
             leader.id, leader.route, leader.method, leader.target, leader.notes, leader.forward, body, self, leader.received_s
         )
-        carried.flight = self
+        carried.flight, carried.trace = self, leader.trace
         carried.identity, carried.facts, carried.asked = leader.identity, facts, leader.asked
         carried.candidates, carried.timeout_s = leader.candidates, leader.timeout_s
         self.followers.append(Follower(self, leader, True))

@@ -14,10 +14,12 @@ from hx_gateway.telemetry.lines import Lines
 from hx_gateway.telemetry.logs import set_level
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.telemetry.reporting import Reporter, Sample
+from hx_gateway.telemetry.tracing import Tracing
 
 if TYPE_CHECKING:
-    from hx_gateway.core.interfaces import Observer
+    from hx_gateway.core.interfaces import Observer, Stage
     from hx_gateway.telemetry.exposition import Observed
+    from hx_gateway.telemetry.otlp import Exporter
 
 _EVERY_S = 1.0  # between two reports
 _log = logging.getLogger(__name__)
@@ -29,15 +31,20 @@ class Desk:
     Args:
         settings: What is shown to operators.
         clock: Source of time.
+        service: The gateway's name, in traces.
         book: Where counts are kept; None for memory of this process.
     """
 
-    def __init__(self, settings: MonitoringSettings, clock: Clock, book: Book | None = None) -> None:
+    def __init__(self, settings: MonitoringSettings, clock: Clock, book: Book | None = None, service: str = "hx-gateway") -> None:
         self.book = book or Book()
         self.metrics = Metrics(clock, self.book)
         self.lines = Lines(settings.access_log_per_second)
         self.level = logging.getLevelNamesMapping()[settings.log_level]
         self.lines.threshold = self.level
+        self.tracing: Tracing | None = None
+        self._exporter: Exporter | None = None
+        if settings.otlp_endpoint is not None:
+            self._trace(settings.otlp_endpoint, settings.trace_ratio, service)
         self._word = 0.0
         self._reporter = Reporter(self.book)
         self._next_s = 0.0
@@ -52,7 +59,21 @@ class Desk:
     @property
     def observers(self) -> tuple[Observer, ...]:
         """What looks at exchanges, in their order."""
-        return (self.metrics, self.lines)
+        return (self.metrics, self.lines) if self.tracing is None else (self.metrics, self.lines, self.tracing)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What comes before every other stage."""
+        return () if self.tracing is None else (self.tracing,)
+
+    def _trace(self, endpoint: str, share: float, service: str) -> None:
+        try:
+            from hx_gateway.telemetry.otlp import Exporter  # only where it is used
+        except ModuleNotFoundError as error:
+            _log.error("nothing is traced: monitoring.otlp_endpoint needs %s; pip install 'hx-gateway[otel]'", error.name)
+            return
+        self._exporter = Exporter(endpoint, service)
+        self.tracing = Tracing(share, self._exporter.put, self.book)
 
     def set_level(self, level: int) -> None:
         """Change the least severe level that is logged: here at once, in the other workers within a second or two."""
@@ -69,11 +90,16 @@ class Desk:
         lines = self.lines
         for result, count in (("written", lines.written), ("sampled", lines.sampled), ("lost", lines.lost)):
             yield "hx_gateway_log_lines", (result,), count
+        if self._exporter is not None:
+            yield "hx_gateway_trace_spans", ("made",), self._exporter.made
+            yield "hx_gateway_trace_spans", ("lost",), self._exporter.lost
 
     def tick(self, observed: Observed) -> None:
         """Called a few times a second: what others may read is brought up to date."""
         self.metrics.flush()
         self.lines.tick()
+        if self._exporter is not None:
+            self._exporter.tick()
         now_s = time.monotonic()
         if now_s >= self._next_s:
             self._next_s = now_s + _EVERY_S
@@ -91,5 +117,7 @@ class Desk:
     def stop(self, observed: Observed) -> None:
         """The last report of this worker: its counts stay, its gauges go."""
         self.lines.stop()
+        if self._exporter is not None:
+            self._exporter.stop()
         self.report(observed)
         self.book.beat(0.0)

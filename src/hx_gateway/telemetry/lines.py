@@ -187,7 +187,7 @@ def line_of(exchange: Exchange, now_s: float, level: int, sampled: int = 0) -> L
         event="request",
         id=exchange.id,
         request_id=scrub(theirs) if theirs != exchange.id else "",
-        trace_id=getattr(exchange.trace, "trace_id", ""),
+        trace_id=exchange.trace.trace_id if exchange.trace is not None else "",
         route=exchange.route.name,
         key=identity.name if identity is not None else "",
         team=identity.team if identity is not None else "",
