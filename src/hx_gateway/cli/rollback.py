@@ -28,7 +28,7 @@ def rollback(
     from hx_gateway.ops.host import Host, Refused
     from hx_gateway.ops.install import alone
     from hx_gateway.ops.plan import Failed, carry_out
-    from hx_gateway.ops.rollback import target_of, to_release
+    from hx_gateway.ops.rollback import recover, target_of, to_release
     from hx_gateway.ops.rollback import to_litellm as litellm_steps
 
     if to and to_litellm:
@@ -48,7 +48,7 @@ def rollback(
         print_plan(steps)
         if not dry_run:
             with alone(host):
-                carry_out(steps, say)
+                carry_out(steps, say, lambda: recover(host))
     except (Refused, Failed) as error:
         typer.echo(f"hx-gateway: {error}", err=True)
         raise typer.Exit(1) from None

@@ -48,6 +48,7 @@ class Host:
         self.log = root / "var/log/hx-gateway"
         self.unit = root / "etc/systemd/system" / SERVICE
         self.drop_ins = root / "etc/systemd/system" / f"{SERVICE}.d"
+        self.litellm = self.drop_ins / "zz-litellm.conf"  # read last, so that it wins
         self.command = root / "usr/local/bin/hx-gateway"
 
     def run(
@@ -89,8 +90,7 @@ class Host:
         """
         done = self.run(*command, **how)
         if done.returncode:
-            said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-12:])
-            raise Refused(f"`{' '.join(str(word) for word in command)}` failed (status {done.returncode}): {said}")
+            raise Refused(f"`{' '.join(str(word) for word in command)}` failed (status {done.returncode}): {last_words(done)}")
         return done.stdout
 
     def systemctl(self, *words: str) -> str:
@@ -168,6 +168,14 @@ class Host:
         facts = {name: value for name, value in {**self.record(), **facts}.items() if value is not None}
         self.write(self.record_file, json.dumps(facts, indent=2).encode() + b"\n", 0o600)
 
+    def runs(self, release: str) -> str:
+        """What tells whether a running service was started with what is there now: release, unit, and environment file."""
+        return digest(release.encode(), self.unit, self.environment, self.litellm)
+
+    def started(self) -> str:
+        """What must be the same for a running process to hand over to its successor."""
+        return digest(self.unit, self.environment, self.litellm)
+
     def log_line(self, text: str) -> None:
         """Add a line with the time (UTC) to the log of deployments, where its folder is there."""
         with contextlib.suppress(OSError), (self.log / "deploy.log").open("a", encoding="utf-8") as stream:
@@ -184,6 +192,12 @@ class Host:
         """Run a release's own command as the service's user, in the service's environment."""
         user = USER if self.root == Path("/") else None
         return self.run(release / "bin/hx-gateway", *words, user=user, env=self.variables(), **how)
+
+
+def last_words(done: subprocess.CompletedProcess[str], lines: int = 6) -> str:
+    """What a command said at its end."""
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-lines:]
+    return "\n".join(said).removeprefix("hx-gateway: ") or "it said nothing"
 
 
 def environment_of(text: str) -> dict[str, str]:

@@ -143,6 +143,15 @@ def schema_fault(host: Host, release: Path) -> str:
     return f"the database has schema {schema}, and release {release.name} knows up to {newest}"
 
 
+def upgrades(host: Host, release: Path) -> bool:
+    """Whether a release changes the schema of the database, or may, so that it must not start beside the one that runs."""
+    try:
+        found = json.loads(host.gateway(release, "db", "status", host.config, "--json").stdout)
+    except ValueError:
+        return True
+    return bool(found["schema"]) and found["schema"] != found["newest"]
+
+
 def _number(revision: str) -> int:
     """Place of a schema in the order of schemas, which their names begin with."""
     found = re.search(r"\d+", revision)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hx_gateway.ops import release as releases
-from hx_gateway.ops.host import Host, Refused, digest
+from hx_gateway.ops.host import Host, Refused
 from hx_gateway.ops.plan import Step, Undo
-from hx_gateway.ops.service import restart, start
+from hx_gateway.ops.service import restart, start, stop
 from hx_gateway.ops.unit import litellm_text
 
 
@@ -27,7 +27,7 @@ def target_of(host: Host, version: str) -> Path:
         if not found:
             raise Refused(f"release {version} is not installed here; there are: {names}")
         return found[-1]
-    if (host.drop_ins / "litellm.conf").exists() and (used := host.release()) is not None:
+    if host.litellm.exists() and (used := host.release()) is not None:
         return used  # from LiteLLM back to where one was
     previous = host.release(host.previous)
     if previous is None or not releases.contents(previous):
@@ -77,7 +77,7 @@ def to_litellm(host: Host, program: str, config: Path | None, address: str, port
     if not kept.exists():
         raise Refused(f"{kept} is not here: name LiteLLM's configuration with --litellm-config")
     text = litellm_text(found, str(kept), address, port)
-    place = host.drop_ins / "litellm.conf"
+    place = host.litellm
 
     def write() -> Undo:
         host.write(place, text.encode(), 0o644)
@@ -91,30 +91,39 @@ def to_litellm(host: Host, program: str, config: Path | None, address: str, port
 
 
 def _litellm_pending(host: Host, wanted: bool) -> str:
-    return "" if (host.drop_ins / "litellm.conf").exists() == wanted else "it starts LiteLLM"
+    return "" if host.litellm.exists() == wanted else "it starts LiteLLM"
 
 
 def _without_litellm(host: Host) -> None:
-    (host.drop_ins / "litellm.conf").unlink(missing_ok=True)
+    host.litellm.unlink(missing_ok=True)
     host.systemctl("daemon-reload")
 
 
 def _running(host: Host) -> Step:
     """The service running with what is there now."""
 
-    def wanted() -> str:
+    def name() -> str:
         release = host.release()
-        name = release.name if release is not None else ""
-        return digest(name.encode(), host.unit, host.environment, host.drop_ins / "litellm.conf")
+        return release.name if release is not None else ""
 
     def pending() -> str:
-        return "" if host.active() and host.record().get("rolled") == wanted() else "it does not run, or with something else"
+        return "" if host.active() and host.record().get("runs") == host.runs(name()) else "it does not run, or with something else"
 
     def apply() -> Undo:
-        restart(host, full=True) if host.active() else start(host)
         before: dict[str, Any] = host.record()
-        # A deployment that follows must not believe that what it started still runs.
-        host.note(rolled=wanted(), runs=None, started=None)
-        return lambda: host.note(**{"rolled": None, **before})
+        release = host.release()
+        if host.active() and before.get("started") == host.started() and release is not None and not releases.upgrades(host, release):
+            restart(host)
+        else:  # stopped first, so that sockets are kept for nobody else
+            stop(host, confirm_s=0.0)
+            start(host, try_on=False)
+        host.note(runs=host.runs(name()), started=host.started())
+        return lambda: host.note(**{"runs": None, "started": None, **before})
 
     return Step("start", "the service running with it", pending, apply)
+
+
+def recover(host: Host) -> None:
+    """After a failure, when the steps are taken back: have the service run as before."""
+    if not host.active() or host.record().get("started") != host.started():
+        restart(host, full=True)

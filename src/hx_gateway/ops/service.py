@@ -18,8 +18,8 @@ NO_SUCCESSOR = "no successor"
 """How the service's status begins when it could not be handed over."""
 
 
-def start(host: Host, confirm_s: float = CONFIRM_S) -> None:
-    """Start the service and see that it stays.
+def start(host: Host, confirm_s: float = CONFIRM_S, try_on: bool = True) -> None:
+    """Start the service and see that it stays; unless ``try_on``, systemd is not left trying when it does not.
 
     Raises:
         Refused: It does not run; the message has the end of the journal.
@@ -31,7 +31,10 @@ def start(host: Host, confirm_s: float = CONFIRM_S) -> None:
         host.systemctl("start", SERVICE)
         _confirm(host, confirm_s)
     except Refused as error:
-        raise _with_journal(host, str(error)) from None
+        told = _with_journal(host, str(error))
+        if not try_on:
+            host.run("systemctl", "stop", SERVICE)
+        raise told from None
 
 
 def stop(host: Host, confirm_s: float = CONFIRM_S) -> None:
@@ -109,7 +112,7 @@ def status(host: Host) -> dict[str, Any]:
         "at_boot": found.get("UnitFileState") == "enabled",
         "release": release.name if release is not None else None,
         "previous": previous.name if previous is not None else None,
-        "litellm": (host.drop_ins / "litellm.conf").exists(),
+        "litellm": host.litellm.exists(),
     }
 
 

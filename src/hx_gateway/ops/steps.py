@@ -13,12 +13,12 @@ from typing import Any
 
 from hx_gateway.ops import release as releases
 from hx_gateway.ops.bundle import Source
-from hx_gateway.ops.host import USER, Host, Refused, digest, owner_of
+from hx_gateway.ops.host import USER, Host, Refused, last_words, owner_of
 from hx_gateway.ops.plan import Step, Undo
 from hx_gateway.ops.requirements import taken
 from hx_gateway.ops.service import restart, start
 from hx_gateway.ops.unit import Limits, unit_text
-from hx_gateway.ops.validation import Service, key_for_validation, service_of, validate
+from hx_gateway.ops.validation import Service, key_for_validation, ready, service_of, validate
 
 CONFIGURATION = """\
 # The gateway's configuration. Every setting: hx-gateway docs, or docs/reference/configuration.md
@@ -64,6 +64,7 @@ class Deployment:
     start: bool = True
     made_key: str = ""
     told: list[str] = field(default_factory=list)
+    _acted: bool = False  # whether the service was started or handed over
     _disturbed: bool = False  # whether what ran before no longer does
 
     @cached_property
@@ -91,7 +92,7 @@ class Deployment:
         try:
             found: dict[str, Any] = json.loads(done.stdout)
         except ValueError:
-            raise Refused(f"the configuration cannot be checked: {done.stderr.strip()[-800:]}") from None
+            raise Refused(f"the configuration cannot be checked: {last_words(done)}") from None
         if not found["ok"]:
             problems = "\n".join(f"  {one.get('path') or one.get('source') or ''}: {one['message']}" for one in found["problems"])
             raise Refused(f"{self.host.config} cannot be used:\n{problems}\ncorrect it, then run this again")
@@ -196,7 +197,7 @@ class Deployment:
             done = host.gateway(self.release, "import-litellm", kept, "--out", made)
             self.told += [line for line in done.stdout.splitlines() + done.stderr.splitlines() if line.strip()]
             if not made.exists():
-                raise Refused(f"{self.litellm} could not be imported: {done.stderr.strip()[-800:]}")
+                raise Refused(f"{self.litellm} could not be imported: {last_words(done)}")
             content = made.read_bytes()
             made.unlink()
         elif self.config is not None:
@@ -240,7 +241,7 @@ class Deployment:
         if done.returncode and "create" in verb and "admin" in done.stderr:  # an earlier run got this far
             done = host.gateway(self.release, "keys", "rotate", "admin", "--grace", "0", *words[4:], given=key or None)
         if done.returncode:
-            raise Refused(f"the admin key could not be kept: {done.stderr.strip()[-800:]}")
+            raise Refused(f"the admin key could not be kept: {last_words(done)}")
         made = done.stdout.strip().splitlines()[-1]
         host.note(admin_key=_hash(made))
         if not key:
@@ -259,7 +260,7 @@ class Deployment:
         try:
             live = json.loads(done.stdout)["live"]
         except (ValueError, KeyError):
-            raise Refused(f"the back ends cannot be asked: {done.stderr.strip()[-800:]}") from None
+            raise Refused(f"the back ends cannot be asked: {last_words(done)}") from None
         errors = [str(finding["message"]) for finding in live["findings"] if finding.get("level") == "error"]
         self.told += [f"warning: {message}" for message in errors]
         if errors and self.first and not self.lenient:
@@ -276,7 +277,7 @@ class Deployment:
         unit = self.host.unit
         if not unit.exists():
             return "there is none"
-        if (self.host.drop_ins / "litellm.conf").exists():
+        if self.host.litellm.exists():
             return "it starts LiteLLM"
         try:
             return "" if not self.ready or unit.read_text() == self._unit_text() else "it is another"
@@ -285,11 +286,8 @@ class Deployment:
 
     def _unit(self) -> Undo:
         host = self.host
-        litellm = host.drop_ins / "litellm.conf"
+        litellm = host.litellm
         before = {path: path.read_bytes() if path.exists() else None for path in (host.unit, litellm)}
-        host.write(host.unit, self._unit_text().encode(), 0o644)
-        litellm.unlink(missing_ok=True)
-        host.systemctl("daemon-reload")
 
         def undo() -> None:
             for path, content in before.items():
@@ -297,8 +295,15 @@ class Deployment:
                     path.unlink(missing_ok=True)
                 else:
                     host.write(path, content, 0o644)
-            host.systemctl("daemon-reload")
+            host.run("systemctl", "daemon-reload")
 
+        try:
+            host.write(host.unit, self._unit_text().encode(), 0o644)
+            litellm.unlink(missing_ok=True)
+            host.systemctl("daemon-reload")
+        except (Refused, OSError):
+            undo()
+            raise
         return undo
 
     def _switch_pending(self) -> str:
@@ -329,32 +334,23 @@ class Deployment:
         host = self.host
         if not host.active():
             return "it does not run"
-        if host.record().get("runs") != self._runs():
+        if host.record().get("runs") != host.runs(self.release.name):
             return "it runs with another release, unit or environment"
         return ""
 
-    def _runs(self) -> str:
-        """What the running service was started with."""
-        return digest(
-            str(self.release.name).encode(), self.host.unit, self.host.environment, str(self.host.record().get("admin_key")).encode()
-        )
-
     def _start(self) -> Undo:
         host, before, was = self.host, self.host.record(), self.host.active()
-        now = digest(host.unit, host.environment)
+        now = host.started()
+        self._acted = True
         if not was:
-            try:
-                start(host)
-            except Refused:
-                host.run("systemctl", "stop", host.unit.name)  # it would go on trying
-                raise
+            start(host, try_on=False)
         else:
             # With the same unit and environment the next release takes over while this one finishes. Else it must be started anew, also
             # where the schema changes under what still runs.
-            self._disturbed = full = before.get("started") != now or _upgrades(host, self.release)
+            self._disturbed = full = before.get("started") != now or releases.upgrades(host, self.release)
             self.told.append(f"the service was {restart(host, full)}")
             self._disturbed = True
-        host.note(runs=self._runs(), started=now, rolled=None)
+        host.note(runs=host.runs(self.release.name), started=now)
 
         def undo() -> None:
             host.note(**{"runs": None, "started": None, **before})
@@ -364,6 +360,9 @@ class Deployment:
         return undo
 
     def _validate(self) -> None:
+        if not self._acted and not self.master_key:
+            ready(self.service().url)  # making a key to ask with would be a change
+            return
         with key_for_validation(self.host, self.release, self.master_key) as key:
             self.told += validate(self.host, self.release, self.checked(), key)
 
@@ -374,15 +373,6 @@ class Deployment:
     def _tidy(self) -> None:
         for path in releases.surplus(self.host):
             shutil.rmtree(path)
-
-
-def _upgrades(host: Host, release: Path) -> bool:
-    """Whether a release changes the schema of the database, or may."""
-    try:
-        found = json.loads(host.gateway(release, "db", "status", host.config, "--json").stdout)
-    except ValueError:
-        return True
-    return bool(found["schema"]) and found["schema"] != found["newest"]
 
 
 def _hash(key: str) -> str:

@@ -78,6 +78,7 @@ _LITELLM = """\
 [Service]
 Type=exec
 WatchdogSec=0
+FileDescriptorStoreMax=0
 MemoryDenyWriteExecute=no
 ExecStart=
 ExecStart={program} --config {config} --host {host} --port {port}

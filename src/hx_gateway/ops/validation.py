@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hx_gateway.ops.host import Host, Refused
+from hx_gateway.ops.host import Host, Refused, last_words
 
 _READY_S = 30.0
 _CHAT_S = 180.0  # a model may have to be loaded
@@ -60,7 +60,7 @@ def key_for_validation(host: Host, release: Path, key: str) -> Iterator[str]:
     name = f"deploy-{time.time_ns() // 1_000_000:x}"
     done = host.gateway(release, "keys", "create", name, "--expires", "15m", "--config", host.config)
     if done.returncode:
-        raise Refused(f"no key to validate with could be made: {done.stderr.strip()[-400:]}; give one as MASTER_KEY=…")
+        raise Refused(f"no key to validate with could be made: {last_words(done)}; give one as MASTER_KEY=…")
     try:
         yield done.stdout.strip().splitlines()[-1]
     finally:
@@ -85,7 +85,7 @@ def validate(host: Host, release: Path, checked: dict[str, Any], key: str) -> li
         Refused: It does not do what it is for.
     """
     url = service_of(checked).url
-    _ready(url)
+    ready(url)
     models = [one["id"] for one in _asked(url, "/v1/models", key)["data"]]
     if not models:
         return ["warning: it serves no model yet: name model servers in the configuration (hx-gateway check --live shows what they have)"]
@@ -109,7 +109,12 @@ def validate(host: Host, release: Path, checked: dict[str, Any], key: str) -> li
     raise Refused("no model answered a chat: " + "; ".join(failures))
 
 
-def _ready(url: str) -> None:
+def ready(url: str) -> None:
+    """Wait until the service is ready.
+
+    Raises:
+        Refused: It is not after a while.
+    """
     give_up_s = time.monotonic() + _READY_S
     while True:
         try:
