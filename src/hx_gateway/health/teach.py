@@ -38,6 +38,8 @@ def teach(deployment: Deployment) -> None:
 
 def _recognise(deployment: Deployment, about: ModelFacts) -> None:
     """Forget what was seen of another model that had the name before."""
+    if not (about.digest or about.parameters or about.size or about.embedding_length):
+        return  # a server that tells nothing: what all such have in common tells no model from another
     identity = about.digest or f"{about.parameters:.0f}/{about.size:.0f}/{about.embedding_length}"
     if deployment.identity and deployment.identity != identity:
         deployment.dimensions = 0

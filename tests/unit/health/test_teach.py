@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from hx_gateway.dataplane.stages.cache import mark_of
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, DeploymentOptions, Endpoint
 from hx_gateway.fleet.facts import EngineLoad, LoadedModel, ModelFacts
 from hx_gateway.fleet.pace import Pace
+from hx_gateway.fleet.registry import Target
 from hx_gateway.health.teach import teach, teach_residency
 
 GB = 1e9
@@ -206,3 +208,18 @@ def test_what_a_server_read_is_gone_when_it_was_started_anew() -> None:
     facts.load = None  # it did not tell this time
     teach_residency(endpoint, (), 0.0)
     assert (facts.cache.life, facts.cache.tokens) == (first + 4, 1000.0)
+
+
+def test_a_server_that_tells_nothing_of_a_model_does_not_change_what_cached_answers_are_known_by() -> None:
+    """Else an answer kept before the first probe was gone after it, and all such servers were taken to have the same model."""
+    here, there = deployment("vllm"), deployment("vllm")
+    there.endpoint.address = Address("http", "127.0.0.1", 10)  # type: ignore[misc]
+    before = mark_of(Target("m", "model", (here,)))
+    for one in (here, there):
+        known(one)
+        teach(one)
+        assert one.identity == ""
+    assert mark_of(Target("m", "model", (here,))) == before != mark_of(Target("m", "model", (there,)))
+    known(here, digest="a" * 64)
+    teach(here)
+    assert here.identity == "a" * 64 and mark_of(Target("m", "model", (here,))) != before
