@@ -5,26 +5,35 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# What the demonstration needs, and no more.
+TRIED  := $(VENV)/.tried
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e
 PORT   ?= 8000
 # Several test files at a time, in the order of testpaths.
 TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-system unit check fix bench bench-rag docs bundle constraints clean
+.PHONY: help venv demo test test-system unit check fix bench bench-rag bench-router docs bundle constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## make .venv and install the gateway with everything for development
 
-$(STAMP): pyproject.toml requirements/constraints.txt
+$(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: install Python 3.11 or newer, or say make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); HX Gateway needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e '.[local,postgres,qdrant,rag,redis,dev]'
-	@touch $(STAMP)
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv"; rm -rf $(VENV); exit 1; }
 
-demo: $(STAMP) ## the gateway with three small local models on port PORT (8000), and the curl lines to try
+$(STAMP): pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(INSTALL) '.[learn,local,otel,postgres,qdrant,rag,redis,dev]'
+	@touch $(STAMP) $(TRIED)
+
+$(TRIED): pyproject.toml requirements/constraints.txt | $(BIN)/python
+	$(INSTALL) '.[local]'
+	@touch $(TRIED)
+
+demo: $(TRIED) ## the gateway with three small local models on port PORT (8000), and the curl lines to try
 	@$(BIN)/hx-gateway demo --port $(PORT)
 
 test: $(STAMP) ## every test that needs this machine only: unit, architecture, integration, e2e, faults
@@ -52,6 +61,9 @@ bench: $(STAMP) ## measure what the gateway costs per request on this machine
 
 bench-rag: $(STAMP) ## measure how well documents are found, on the Cranfield collection
 	@$(BIN)/python -m bench.rag
+
+bench-router: $(STAMP) ## measure how well the learned router knows which prompt needs which model
+	@$(BIN)/python -m bench.router
 
 docs: $(STAMP) ## write the generated reference pages again
 	@$(BIN)/hx-gateway docs --write
