@@ -29,6 +29,10 @@ class Siblings:
         self._folder: Path | None = None
         self._server: asyncio.Server | None = None
 
+    def learn(self, question: str, answer: Callable[[str], Any]) -> None:
+        """Answer another question from now on."""
+        self._answers[question] = answer
+
     async def start(self, folder: Path | None) -> None:
         """Begin to answer; where there is no state directory, or the system has no such sockets, each worker knows itself alone."""
         if folder is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import importlib
 import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from hx_gateway.control.dashboard.sessions import LASTS_S, Kept, Sessions, same
 from hx_gateway.control.dependencies import Gateway, gateway_of
 from hx_gateway.core import errors
 from hx_gateway.core.context import Identity
-from hx_gateway.core.errors import Failure
+from hx_gateway.core.errors import Failure, Unavailable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 _SAID = "hx-said"
 _MOST_FIELDS = 200
+_STORE = ("upgrade", "reports")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,20 @@ class Desk:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         self.streams = 0  # open now
+        self._waking: asyncio.Task[None] | None = None
         self._sessions: Sessions | None = None
         self._templates: Environment | None = None
         self._files: dict[str, tuple[bytes, str, str]] = {}
+
+    def wake(self) -> None:
+        """Somebody has signed in: what the first page needs is brought while they still look at the one before."""
+        if self._waking is None:
+            self._waking = asyncio.get_running_loop().create_task(self._wake(), name="dashboard")
+
+    async def _wake(self) -> None:
+        await asyncio.to_thread(lambda: [self.templates, *(importlib.import_module(f"hx_gateway.stores.sql.{name}") for name in _STORE)])
+        with contextlib.suppress(Unavailable):  # the page that needs it says so
+            await self.gateway.backing.store()
 
     @property
     def sessions(self) -> Sessions:

@@ -14,10 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 
 from hx_gateway.access.keys import digest_of
+from hx_gateway.control.audit import audit
 from hx_gateway.control.dashboard import PAGES
 from hx_gateway.control.dashboard.frame import Desk, Session, SignedIn, SignedOut, cookie_of, desk_of, fields, go, render, session_in, sign
 from hx_gateway.control.dashboard.sessions import TooManyAttempts
-from hx_gateway.control.dependencies import GatewayOf
+from hx_gateway.control.dependencies import GatewayOf, siblings_of
 from hx_gateway.control.refusals import failure_response
 from hx_gateway.core import errors
 from hx_gateway.core.errors import Failure
@@ -79,7 +80,8 @@ def mounted(app: FastAPI, gateway: Gateway) -> None:
     """Let an application have the dashboard."""
     ui = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     ui.state.gateway, ui.state.siblings = gateway, app.state.siblings
-    ui.state.desk = Desk(gateway)
+    ui.state.desk = desk = Desk(gateway)
+    app.state.siblings.learn("wake", lambda _: desk.wake())
     for page in PAGES:
         ui.include_router(importlib.import_module(f"{__package__}.{page.module}").router())
     ui.include_router(_router())
@@ -144,6 +146,8 @@ def _router() -> APIRouter:
             return _login(request, next, f"The key {identity.name} is no admin key; the dashboard needs one.", 403)
         desk.sessions.close(request.cookies.get(cookie_of(request)[0], ""))
         token, _ = desk.sessions.open(digest_of(key).hex() if identity is not None else "")
+        audit(gateway, request, identity, "dashboard.sign_in")
+        await siblings_of(request).ask("wake")
         return sign(request, go(request, _inside(next)), token)
 
     @found.post("/logout")
