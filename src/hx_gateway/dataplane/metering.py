@@ -111,12 +111,18 @@ class Metering:
         if hold is None:
             return
         exchange.hold = None
-        now_s = monotonic()
-        if exchange.outcome is None and not exchange.cached:
-            hold.account.learn(exchange.completion_tokens, now_s - exchange.received_s)
+        now_s, account, prompt = monotonic(), hold.account, exchange.prompt_tokens
+        whole = exchange.outcome is None and not exchange.cached
+        if whole:
+            account.learn(exchange.completion_tokens, now_s - exchange.received_s)
         if hold.place is not None:
             self.settle(hold.place, 0, 0)
-        tokens, cost = used(exchange, hold, now_s) if hold.account.settles else (0, 0)
+        tokens = cost = 0
+        if account.settles:
+            if whole and prompt >= 0 and exchange.deployment is not None and not account.money:
+                tokens = prompt + max(0, exchange.completion_tokens)  # as `used` finds for most
+            else:
+                tokens, cost = used(exchange, hold, now_s)
         if self.shared is None:
             self.limiter.settle(hold, tokens, cost)
         else:

@@ -60,7 +60,8 @@ def build(gateway: Any) -> Stage | None:
     def limits(exchange: Exchange) -> Awaitable[Response | None] | None:
         identity = exchange.identity
         if identity is not None and identity.limits is not None:
-            account = account_of(metering, identity)
+            known = metering.known.get(identity.name)
+            account = known[1] if known is not None and known[0] is identity else account_of(metering, identity)
             answer = metering.take(account, exchange)
             if type(answer) is Hold and exchange.hold is None:
                 exchange.limit_lines = account.header_lines()
@@ -76,10 +77,8 @@ def build(gateway: Any) -> Stage | None:
 
 
 def account_of(metering: Metering, identity: Identity) -> Account:
-    """The account of a limited key."""
-    limits, known = identity.limits, metering.known.get(identity.name)
-    if known is not None and known[0] is identity:
-        return known[1]
+    """The account of a limited key, to be found at once from now on."""
+    limits = identity.limits
     assert limits is not None
     account = metering.limiter.account(f"key:{identity.id or identity.name}", identity.name, limits)
     metering.known[identity.name] = identity, account
