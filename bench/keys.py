@@ -19,14 +19,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean, median
-from types import SimpleNamespace
 from unittest.mock import patch
 
 from bench.__main__ import UPSTREAM_PORTS, WORKLOADS, built, started, up
 from bench.peers import HERE, KEY
-from hx_gateway.core.context import CHAT, Exchange, Identity
+from bench.telemetry import a_chat
 from hx_gateway.telemetry.metrics import Metrics
-from hx_gateway.testing.factories import DeafClient
 
 VARIANTS = {
     "bare key": ("gateway.yaml", 8101, {"HX__LEDGER__ENABLED": "false"}),
@@ -71,13 +69,7 @@ def round_us(folder: Path, pid: int, port: int, seconds: float, core: str) -> fl
 
 def metrics_us(rounds: int = 9, count: int = 20_000) -> float:
     """Microseconds of the metrics for one chat."""
-    metrics = Metrics()
-    exchange = Exchange("01", CHAT, b"POST", b"/", {}, [], b"", DeafClient(), time.monotonic())
-    exchange.identity = Identity("bench")
-    exchange.deployment = SimpleNamespace(model="mock", endpoint=SimpleNamespace(name="mock-1"))
-    exchange.candidates = SimpleNamespace(name="mock")
-    exchange.attempts, exchange.status, exchange.prompt_tokens, exchange.completion_tokens = 1, 200, 120, 100
-    exchange.call_s = exchange.first_byte_s = exchange.received_s
+    metrics, exchange = Metrics(), a_chat()
     found = []
     for _ in range(rounds):
         before_s = time.process_time()

@@ -30,6 +30,7 @@ _LEVELS = {
     else logging.WARNING
     for kind in CATALOGUE
 }
+_NAMES = {level: name.lower() for name, level in logging.getLevelNamesMapping().items()}
 _encode = msgspec.json.Encoder().encode
 
 
@@ -176,38 +177,43 @@ def line_of(exchange: Exchange, now_s: float, level: int, sampled: int = 0) -> L
         sampled: How many requests it stands for.
     """
     deployment, identity, facts, outcome = exchange.deployment, exchange.identity, exchange.facts, exchange.outcome
-    first_s, received_s = exchange.first_byte_s, exchange.received_s
+    first_s, received_s, target = exchange.first_byte_s, exchange.received_s, exchange.candidates
     asked = exchange.asked
     if not asked:
         asked = exchange.target.partition(b"?")[0].decode("latin-1") if exchange.route is FORWARD else getattr(facts, "model", None) or ""
-    theirs = request_id(exchange).decode("latin-1")
-    return Line(
-        level=logging.getLevelName(level).lower(),
-        logger="hx_gateway.requests",
-        event="request",
-        id=exchange.id,
-        request_id=scrub(theirs) if theirs != exchange.id else "",
-        trace_id=exchange.trace.trace_id if exchange.trace is not None else "",
-        route=exchange.route.name,
-        key=identity.name if identity is not None else "",
-        team=identity.team if identity is not None else "",
-        asked=scrub(asked[:_LONGEST]),
-        model=deployment.model if deployment is not None else "",
-        endpoint=deployment.endpoint.name if deployment is not None else exchange.upstream,
-        status=exchange.status,
-        outcome=outcome.code if outcome is not None else "ok",
-        attempts=exchange.attempts,
-        failed=[f"{endpoint} {code}" for endpoint, code, _ in exchange.trail] if exchange.trail else None,
-        stream=facts is not None and getattr(facts, "stream", False) is True,
-        cached=exchange.cached,
-        duration_ms=round((now_s - received_s) * 1000.0, 3),
-        ttft_ms=round((first_s - received_s) * 1000.0, 3) if first_s else None,
-        queued_ms=round(exchange.queued_s * 1000.0, 3) or None,
-        load_ms=round(exchange.load_s * 1000.0, 3) or None,
-        prompt_tokens=max(0, exchange.prompt_tokens),
-        completion_tokens=max(0, exchange.completion_tokens),
-        cached_tokens=max(0, exchange.cached_tokens),
-        sampled=sampled,
+    request = exchange.notes.get(b"x-request-id")
+    theirs = scrub(request_id(exchange).decode("latin-1")) if request is not None else ""
+    queued_s, load_s, prompt, completion, cached = (
+        exchange.queued_s, exchange.load_s, exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens,
+    )  # fmt: skip
+    return Line(  # by position, which costs half
+        "",
+        _NAMES[level],
+        "hx_gateway.requests",
+        "request",
+        exchange.id,
+        theirs if theirs != exchange.id else "",
+        exchange.trace.trace_id if exchange.trace is not None else "",
+        exchange.route.name,
+        identity.name if identity is not None else "",
+        identity.team if identity is not None else "",
+        asked if target is not None and asked == target.name else scrub(asked[:_LONGEST]),  # a name that is served is no secret
+        deployment.model if deployment is not None else "",
+        deployment.endpoint.name if deployment is not None else exchange.upstream,
+        exchange.status,
+        outcome.code if outcome is not None else "ok",
+        exchange.attempts,
+        [f"{endpoint} {code}" for endpoint, code, _ in exchange.trail] if exchange.trail else None,
+        facts is not None and getattr(facts, "stream", False) is True,
+        exchange.cached,
+        int((now_s - received_s) * 1e6 + 0.5) / 1e3,
+        int((first_s - received_s) * 1e6 + 0.5) / 1e3 if first_s else None,
+        int(queued_s * 1e6 + 0.5) / 1e3 if queued_s else None,
+        int(load_s * 1e6 + 0.5) / 1e3 if load_s else None,
+        prompt if prompt > 0 else 0,
+        completion if completion > 0 else 0,
+        cached if cached > 0 else 0,
+        sampled,
     )
 
 
@@ -218,8 +224,12 @@ def _write(batch: list[tuple[Line, float]]) -> None:
 
 
 def _texts(batch: list[tuple[Line, float]], form: str) -> Iterator[str]:
+    second, text = -1, ""
     for line, wall_s in batch:
-        line.timestamp = datetime.fromtimestamp(wall_s, UTC).isoformat().replace("+00:00", "Z")
+        whole = int(wall_s)
+        if whole != second:
+            second, text = whole, datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        line.timestamp = f"{text}.{int((wall_s - whole) * 1e6):06d}Z"
         if form == "json":
             yield _encode(line).decode() + "\n"
         else:
