@@ -77,7 +77,7 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_both_bodies_are_there_without_what_is_secret(told: Told) -> None:
-    answer = told.ask("my card 4711 and Bearer abcdefgh12345678 and sk-0123456789abcdef")
+    answer = told.ask("my card 4711 and Bearer abcdefgh12345678 and sk-" + "0123456789abcdef")
     request, response = told.bodies(answer.headers["x-hx-decision-id"])
     for body in (json.loads(request)["messages"][0]["content"], json.loads(response)["choices"][0]["message"]["content"]):
         assert body == "my [redacted] and [redacted] and [redacted]"

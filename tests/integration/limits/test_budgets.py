@@ -59,7 +59,7 @@ def test_what_is_spent_on_one_machine_is_spent_on_the_other(postgres_url: str, t
 async def test_sums_are_raised_and_never_lowered(database_url: str, tmp_path: Path) -> None:
     store = Store(database_url)
     now_ms = int(time.time() * 1000)
-    text = "sk-hx-a-key-of-the-tests"
+    text = "a-key-of-the-tests-for-the-app"
     key = StoredKey(
         id=new_id(time.time()), name="app", hash=digest_of(text), hint=hint_of(text), limits=KeyLimits(day_tokens=100), created_ms=now_ms
     )
