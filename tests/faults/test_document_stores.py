@@ -131,6 +131,6 @@ async def test_a_full_disk_under_postgres(disk: Disk, tmp_path: Path, monkeypatc
 
 
 async def test_postgres_hangs_and_is_killed(tmp_path: Path) -> None:
-    with Postgres(synchronous_commit="on") as postgres, gateway("postgres", tmp_path, postgres.url()) as stored:
+    with Postgres() as postgres, gateway("postgres", tmp_path, postgres.url()) as stored:
         await stored.disturbed(postgres.hang, postgres.resume, "does not answer")
         await stored.disturbed(postgres.kill, postgres.start, "")

@@ -99,9 +99,12 @@ class PostgresStore:
                 connection = await asyncpg.connect(self._url, timeout=_CONNECT_S)
                 try:
                     await prepare(connection)
+                    loses = await connection.fetchval("SELECT current_setting('synchronous_commit') = 'off'")
                 finally:
                     connection.terminate()
                 settings = {"application_name": "hx-gateway vectors", "statement_timeout": str(int(LONGEST_S * 1000))}
+                if loses:  # what was accepted, when the server is killed
+                    settings["synchronous_commit"] = "on"
                 self._pool = await asyncpg.create_pool(
                     self._url, min_size=0, max_size=_POOL, timeout=_CONNECT_S, init=typed, server_settings=settings
                 )
