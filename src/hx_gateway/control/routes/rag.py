@@ -20,7 +20,7 @@ from hx_gateway.control.openapi import failures
 from hx_gateway.control.rag import COLLECTION, Caller, limits_of
 from hx_gateway.control.rag_openai import VectorStoreSearch, page, translated
 from hx_gateway.core import errors
-from hx_gateway.core.context import RAG, Exchange
+from hx_gateway.core.context import RAG, Exchange, Identity
 from hx_gateway.core.errors import Failure, Unavailable, error_body
 from hx_gateway.core.interfaces import TAKEN
 from hx_gateway.core.interfaces import Response as Whole
@@ -41,7 +41,7 @@ async def search(request: Request, gateway: GatewayOf, caller: CallerOf) -> Resp
     async def act(shelves: Shelves, ask: Search, asker: Caller, exchange: Exchange) -> Any:
         return await service.search(shelves, ask, asker)
 
-    return await _served(request, gateway, Search, act, lambda ask: ask.query or "")
+    return await _served(request, gateway, caller, Search, act, lambda ask: ask.query or "")
 
 
 async def insert(request: Request, gateway: GatewayOf, caller: CallerOf) -> Response:
@@ -52,7 +52,7 @@ async def insert(request: Request, gateway: GatewayOf, caller: CallerOf) -> Resp
             return await _streamed(gateway, shelves, ask, asker, exchange)
         return await upsert(shelves, ask, asker, limits_of(gateway.config))
 
-    return await _served(request, gateway, Upsert, act, lambda ask: "".join(map(_to_embed, ask.documents)))
+    return await _served(request, gateway, caller, Upsert, act, lambda ask: "".join(map(_to_embed, ask.documents)))
 
 
 async def delete(request: Request, gateway: GatewayOf, caller: CallerOf) -> Response:
@@ -65,7 +65,7 @@ async def delete(request: Request, gateway: GatewayOf, caller: CallerOf) -> Resp
             audit(gateway, request, caller, "rag.delete_everything", ask.namespace or "default", **about)
         return done
 
-    return await _served(request, gateway, Delete, act)
+    return await _served(request, gateway, caller, Delete, act)
 
 
 async def collections(request: Request, gateway: GatewayOf, caller: CallerOf) -> Response:
@@ -74,7 +74,7 @@ async def collections(request: Request, gateway: GatewayOf, caller: CallerOf) ->
     async def act(shelves: Shelves, ask: None, asker: Caller, exchange: Exchange) -> Any:
         return await service.collections(shelves, asker)
 
-    return await _served(request, gateway, None, act)
+    return await _served(request, gateway, caller, None, act)
 
 
 async def vector_store(
@@ -88,7 +88,7 @@ async def vector_store(
     async def act(shelves: Shelves, ask: VectorStoreSearch, asker: Caller, exchange: Exchange) -> Any:
         return page(ask, await service.search(shelves, translated(id, ask), asker))
 
-    return await _served(request, gateway, VectorStoreSearch, act, lambda ask: ask.text, bare=True)
+    return await _served(request, gateway, caller, VectorStoreSearch, act, lambda ask: ask.text, bare=True)
 
 
 def _to_embed(document: Document) -> str:
@@ -99,6 +99,7 @@ def _to_embed(document: Document) -> str:
 async def _served(
     request: Request,
     gateway: Gateway,
+    caller: Identity | None,
     kind: type[msgspec.Struct] | None,
     act: Act,
     text_of: Callable[[Any], str] = lambda ask: "",
@@ -109,6 +110,7 @@ async def _served(
     Args:
         request: The request.
         gateway: The gateway.
+        caller: Who asks; None to find out on the way.
         kind: What its body is; None for none.
         act: Finds what is to be answered.
         text_of: What of the body has to be embedded: limits of tokens go by it.
@@ -135,6 +137,7 @@ async def _served(
         state["request_id"], RAG, state["method"].encode(), path.encode(), notes, [], text, client, gateway.clock.monotonic()
     )
     exchange.asked = path
+    exchange.identity = caller
 
     async def work(exchange: Exchange) -> Whole:
         if refusal is not None:

@@ -17,6 +17,16 @@ from hx_gateway.core.errors import Failure
 _ROUTES: dict[str, Inference] = {route.name: route for route in (CHAT, COMPLETIONS, EMBEDDINGS)}
 
 
+async def reload(request: Request, gateway: GatewayOf, caller: Administrator, response: Response) -> dict[str, Any]:
+    """Load the configuration again, in all workers; 409 with the reasons when it is refused. Needs an admin key."""
+    if gateway.reloading is None:
+        raise Failure(errors.NOT_FOUND, "this gateway was started without a configuration that can be loaded again")
+    outcome = gateway.reloading.everywhere()
+    response.status_code = 200 if outcome.ok else 409
+    audit(gateway, request, caller, "reload", "", "ok" if outcome.ok else "refused", problems=list(outcome.problems))
+    return _told(outcome)
+
+
 def router() -> APIRouter:
     """The routes."""
     routes = APIRouter()
@@ -53,15 +63,7 @@ def router() -> APIRouter:
             raise Failure(errors.NOT_FOUND, f"no decision {id!r} is remembered; each worker keeps its latest few thousand")
         return {"object": "decision", "id": id, "attempts": found[::-1]}
 
-    @routes.post("/admin/reload")
-    async def reload(request: Request, gateway: GatewayOf, caller: Administrator, response: Response) -> dict[str, Any]:
-        """Load the configuration again, in all workers; 409 with the reasons when it is refused. Needs an admin key."""
-        if gateway.reloading is None:
-            raise Failure(errors.NOT_FOUND, "this gateway was started without a configuration that can be loaded again")
-        outcome = gateway.reloading.everywhere()
-        response.status_code = 200 if outcome.ok else 409
-        audit(gateway, request, caller, "reload", "", "ok" if outcome.ok else "refused", problems=list(outcome.problems))
-        return _told(outcome)
+    routes.add_api_route("/admin/reload", reload, methods=["POST"])
 
     @routes.get("/admin/reload")
     async def reloaded(gateway: GatewayOf, caller: Administrator) -> dict[str, Any]:
