@@ -136,10 +136,10 @@ class PerformanceSettings(Settings):
     rate_limit_rps: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Requests per second over all callers, workers and gateways that share a Redis; 0 for no limit."
     )
-    memory_limit_gb: Annotated[Annotated[float, Field(gt=0)] | None, LATER] = Field(
+    memory_limit_gb: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="Memory it may use, in GB; enforced by the service unit."
     )
-    cpu_cores: Annotated[Annotated[int, Field(ge=1)] | None, LATER] = Field(
+    cpu_cores: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Processor cores it may use; enforced by the service unit."
     )
 
