@@ -10,7 +10,7 @@ from importlib.metadata import version
 from hx_gateway.core.errors import METHOD_NOT_ALLOWED, NOT_FOUND, ErrorKind, error_body
 from hx_gateway.gateway import Gateway
 from hx_gateway.housekeeping import read_state
-from hx_gateway.telemetry.exposition import collectors, render
+from hx_gateway.telemetry.exposition import Report
 
 _PATIENCE_S = 10.0  # for a request and its answer together
 _MOST = 16  # connections at once
@@ -29,7 +29,7 @@ class Exporter:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._registry = collectors(gateway, version("hx-gateway"), lambda: read_state(gateway.backing.folder))
+        self._report = Report(gateway, version("hx-gateway"), lambda: read_state(gateway.backing.folder))
         self._server: asyncio.Server | None = None
         self._open = 0
 
@@ -60,7 +60,7 @@ class Exporter:
             if self._open <= _MOST:
                 async with asyncio.timeout(_PATIENCE_S):
                     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                    writer.write(self._made(head))
+                    writer.write(await self._made(head))
                     await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # who asks this way gets nothing
@@ -71,7 +71,7 @@ class Exporter:
             with contextlib.suppress(OSError):
                 writer.close()
 
-    def _made(self, head: str) -> bytes:
+    async def _made(self, head: str) -> bytes:
         """The whole answer to a request."""
         line, _, lines = head.partition("\r\n")
         method, _, rest = line.partition(" ")
@@ -83,7 +83,7 @@ class Exporter:
         accept = next(
             (value.strip() for name, _, value in (one.partition(":") for one in lines.split("\r\n")) if name.lower() == "accept"), ""
         )
-        body, kind = render(self._registry, accept)
+        body, kind = await self._report.served(accept)
         return _whole(200, kind, body if method == "GET" else b"", len(body))
 
 

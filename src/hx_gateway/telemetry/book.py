@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import threading
 from collections.abc import Iterator
 from time import monotonic
 from typing import NamedTuple, TypeAlias
@@ -51,12 +52,13 @@ class Book:
         number: Which page is ours.
     """
 
-    __slots__ = ("_bytes", "_doubles", "_known", "_longs", "_places", "_read", "_start", "full", "memory", "number")
+    __slots__ = ("_bytes", "_doubles", "_known", "_longs", "_places", "_read", "_start", "full", "lock", "memory", "number")
 
     def __init__(self, memory: mmap.mmap | None = None, number: int = 0) -> None:
         self.memory = memory if memory is not None else shared_pages(1)
         self.number = number
         self.full = False
+        self.lock = threading.Lock()  # of who reads pages
         self._bytes = memoryview(self.memory)
         self._doubles = self._bytes.cast("d")
         self._longs = self._bytes.cast("Q")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
-
-from prometheus_client.core import CounterMetricFamily, Exemplar, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector, CollectorRegistry
 
 from hx_gateway.core.errors import CATALOGUE
 from hx_gateway.telemetry import metrics as numbers
@@ -29,6 +27,9 @@ _TIMES = {
     "hx_gateway_output_token_seconds": (numbers.PACE, "gen_ai_server_time_per_output_token_seconds"),
 }
 Labels = tuple[str, ...]
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_SPECIAL = re.compile(r'[\\"\n]')
 
 
 class Observed(Protocol):
@@ -62,8 +63,8 @@ class Observed(Protocol):
     def ready(self) -> bool: ...
 
 
-class GatewayCollector(Collector):
-    """Turns the book, and what this worker can tell at the moment of a scrape, into metric families.
+class Report:
+    """The book, and what one worker can tell at the moment of a scrape, as text.
 
     Args:
         observed: The gateway of the worker that was asked.
@@ -76,12 +77,23 @@ class GatewayCollector(Collector):
         self._version = version
         self._state = state
 
-    def collect(self) -> Iterable[Metric]:
-        """All families."""
+    def told(self) -> list[Sample]:
+        """What is to be asked of the gateway itself, on its own thread; the book is brought up to date."""
         observed = self._observed
         observed.telemetry.report(observed)
-        told: list[Sample] = [("hx_gateway_info", (self._version,), 1.0), *kept(self._state()), *terms(observed)]
-        yield from families(observed.telemetry.book, told)
+        return [("hx_gateway_info", (self._version,), 1.0), *kept(self._state()), *terms(observed)]
+
+    def text(self, told: Iterable[Sample], accept: str) -> tuple[bytes, str]:
+        """The report and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus' text format. In any thread."""
+        book = self._observed.telemetry.book
+        exemplary = "application/openmetrics-text" in accept
+        with book.lock:
+            text = "".join(_families(_Sums(book, told), exemplary))
+        return text.encode(), OPENMETRICS if exemplary else PLAIN
+
+    async def served(self, accept: str) -> tuple[bytes, str]:
+        """The same, made in a thread, so that no request waits for a report on a large fleet."""
+        return await asyncio.to_thread(self.text, self.told(), accept)
 
 
 class _Sums:
@@ -90,7 +102,8 @@ class _Sums:
     def __init__(self, book: Book, told: Iterable[Sample]) -> None:
         self.vectors: dict[str, dict[Labels, list[float]]] = {}
         self.values: dict[str, dict[Labels, float]] = {}
-        self.exemplars: dict[tuple[str, ...], Exemplar] = {}
+        self.exemplars: dict[Labels, dict[int, str]] = {}  # by family and labels, then number of the bucket
+        self._newest: dict[Labels, float] = {}
         for name, labels, value in told:
             self._gauge(name, labels, value)
         for entries, beat_s in book.pages():
@@ -116,38 +129,48 @@ class _Sums:
             known[labels] = before + value if kind == "sum" else max(before, value) if kind == "max" else min(before, value)
 
     def _exemplar(self, labels: Labels, data: bytes) -> None:
-        value, at_s = memoryview(data[:16]).cast("d")
-        before = self.exemplars.get(labels)
-        if at_s and (before is None or float(before.timestamp or 0.0) < at_s):
-            self.exemplars[labels] = Exemplar({"trace_id": data[16:48].decode()}, value, at_s)
+        seconds, at_s = memoryview(data[:16]).cast("d")
+        if at_s > self._newest.get(labels, 0.0):
+            self._newest[labels] = at_s
+            known = self.exemplars.setdefault(labels[:-1], {})
+            known[int(labels[-1])] = f' # {{trace_id="{data[16:48].decode()}"}} {seconds!r} {at_s:.3f}'
 
     def of(self, name: str) -> Iterator[tuple[Labels, list[float]]]:
         yield from sorted(self.vectors.get(name, {}).items())
 
 
-def families(book: Book, told: Iterable[Sample] = ()) -> Iterator[Metric]:
-    """Every family of `FAMILIES`.
-
-    Args:
-        book: The worker's; read are the pages of all.
-        told: Further samples of gauges.
-    """
-    sums = _Sums(book, told)
+def _families(sums: _Sums, exemplary: bool) -> Iterator[str]:
+    """The text of every family of `FAMILIES`."""
     derived = dict(_requests(sums))
     for family in FAMILIES.values():
-        if family.kind == "histogram":
-            yield _histogram(family, sums)
-        elif family.kind == "counter":
-            counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
-            rows = derived.get(family.name)
-            for labels, value in sorted(rows.items()) if rows is not None else ((found, cells[0]) for found, cells in sums.of(family.name)):
-                counter.add_metric(labels, value)
-            yield counter
+        name, kind = family.name, family.kind
+        counter = kind == "counter"
+        shown = f"{name}_total" if counter else name
+        described = name if exemplary else shown
+        yield f"# HELP {described} {family.help}\n# TYPE {described} {kind if kind in ('counter', 'histogram') else 'gauge'}\n"
+        if kind == "histogram":
+            yield from _histogram(family, sums, exemplary)
+            continue
+        rows: Iterable[tuple[Labels, float]]
+        if not counter:
+            rows = sums.values.get(name, {}).items()
+        elif name in derived:
+            rows = derived[name].items()
         else:
-            gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
-            for labels, value in sorted(sums.values.get(family.name, {}).items()):
-                gauge.add_metric(labels, value)
-            yield gauge
+            rows = ((labels, cells[0]) for labels, cells in sums.of(name))
+        for labels, value in sorted(rows):
+            inside = _labels(family.labels, labels)
+            yield f"{shown}{{{inside}}} {value!r}\n" if inside else f"{shown} {value!r}\n"
+    if exemplary:
+        yield "# EOF\n"
+
+
+def _labels(names: Labels, values: Labels) -> str:
+    return ",".join([f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True)])
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"") if _SPECIAL.search(value) else value
 
 
 def _requests(sums: _Sums) -> Iterator[tuple[str, dict[Labels, float]]]:
@@ -185,54 +208,37 @@ def _requests(sums: _Sums) -> Iterator[tuple[str, dict[Labels, float]]]:
     )
 
 
-def _histogram(family: Family, sums: _Sums) -> HistogramMetricFamily:
-    """A histogram, from the series of times that hold it."""
-    made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+def _histogram(family: Family, sums: _Sums, exemplary: bool) -> Iterator[str]:
+    """The lines of a histogram, from the series of times that hold it."""
     name, bounds = family.name, family.bounds
-    if name == "hx_gateway_overhead_seconds":
-        for labels, cells in sums.of("overhead"):
-            _add(made, labels, bounds, cells, sums, (name, *labels))
-    elif name == "hx_gateway_queue_wait_seconds":
-        for labels, cells in sums.of("waits"):
-            _add(made, labels, bounds, cells, sums, (name, *labels))
-    elif name == "gen_ai_client_token_usage":
-        for (route, model), cells in sums.of("times"):
+    if name in ("hx_gateway_overhead_seconds", "hx_gateway_queue_wait_seconds"):
+        for labels, cells in sums.of("overhead" if name == "hx_gateway_overhead_seconds" else "waits"):
+            yield from _buckets(family, labels, cells, {})
+        return
+    for (route, model), cells in sums.of("times"):
+        if name == "gen_ai_client_token_usage":
             if route in _OPERATIONS and model:
                 for kind, start in (("input", numbers.READ), ("output", numbers.WRITTEN)):
-                    part = cells[start : start + len(TOKENS) + 2]
-                    _add(made, (_OPERATIONS[route], _PROVIDER, model, kind), bounds, part, sums, ())
-    else:
+                    yield from _buckets(
+                        family, (_OPERATIONS[route], _PROVIDER, model, kind), cells[start : start + len(TOKENS) + 2], {}
+                    )  # fmt: skip
+            continue
         for own, (start, theirs) in _TIMES.items():
-            for (route, model), cells in sums.of("times"):
-                part = cells[start : start + len(bounds) + 2]
-                if name == own:
-                    _add(made, (route, model), bounds, part, sums, (own, route, model))
-                elif name == theirs and route in _OPERATIONS and model:
-                    _add(made, (_OPERATIONS[route], _PROVIDER, model), bounds, part, sums, (own, route, model))
-    return made
+            part = cells[start : start + len(bounds) + 2]
+            examples = sums.exemplars.get((own, route, model), {}) if exemplary else {}
+            if name == own:
+                yield from _buckets(family, (route, model), part, examples)
+            elif name == theirs and route in _OPERATIONS and model:
+                yield from _buckets(family, (_OPERATIONS[route], _PROVIDER, model), part, examples)
 
 
-def _add(
-    family: HistogramMetricFamily, labels: Labels, bounds: tuple[float, ...], cells: list[float], sums: _Sums, series: tuple[str, ...]
-) -> None:
-    buckets: list[Any] = []
+def _buckets(family: Family, labels: Labels, cells: list[float], examples: dict[int, str]) -> Iterator[str]:
     total = 0.0
-    for number, (bound, count) in enumerate(zip((*map(str, bounds), "+Inf"), cells, strict=False)):
+    inside = _labels(family.labels, labels)
+    lines = []
+    for number, (bound, count) in enumerate(zip((*map(repr, family.bounds), "+Inf"), cells, strict=False)):
         total += count
-        exemplar = sums.exemplars.get((*series, str(number)))
-        buckets.append((bound, total) if exemplar is None else (bound, total, exemplar))
+        lines.append(f'{family.name}_bucket{{{inside},le="{bound}"}} {total!r}{examples.get(number, "")}\n')
     if total:
-        family.add_metric(labels, buckets, cells[-1])
-
-
-def collectors(observed: Observed, version: str, state: Callable[[], dict[str, Any] | None] = lambda: None) -> CollectorRegistry:
-    """A registry of its own with everything the gateway reports; the arguments are those of `GatewayCollector`."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(GatewayCollector(observed, version, state))
-    return registry
-
-
-def render(registry: CollectorRegistry, accept: str = "") -> tuple[bytes, str]:
-    """The report and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus' text format."""
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+        yield from lines
+        yield f"{family.name}_count{{{inside}}} {total!r}\n{family.name}_sum{{{inside}}} {cells[-1]!r}\n"

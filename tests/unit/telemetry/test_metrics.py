@@ -25,7 +25,7 @@ from hx_gateway.ledger.observer import Ledger
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
 from hx_gateway.telemetry.desk import Desk
-from hx_gateway.telemetry.exposition import collectors, render
+from hx_gateway.telemetry.exposition import Report
 from hx_gateway.telemetry.families import FAMILIES
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.testing.factories import DeafClient
@@ -73,6 +73,10 @@ def desk(metrics: Metrics) -> Desk:
     return made
 
 
+def shown(report: Report, accept: str = "") -> tuple[bytes, str]:
+    return report.text(report.told(), accept)
+
+
 def exchange(route: Route = CHAT, stream: bool = False, at_s: float = 100.0, **changes: Any) -> Exchange:
     made = Exchange("01TEST", route, b"POST", b"/", {}, [], b"", DeafClient(), at_s)
     made.facts = Facts(stream)
@@ -95,7 +99,7 @@ def refused(kind: errors.ErrorKind) -> Exchange:
 
 
 def samples(metrics: Metrics, **parts: Any) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    body, content_type = render(collectors(Observed(desk(metrics), **parts), "1.2.3"))
+    body, content_type = shown(Report(Observed(desk(metrics), **parts), "1.2.3"))
     assert content_type.startswith("text/plain")
     return {
         (sample.name, tuple(sorted(sample.labels.items()))): sample.value
@@ -196,7 +200,7 @@ def test_nothing_a_client_writes_becomes_a_label() -> None:
         metrics.finished(exchange(asked=f"model-{number}", target=b"/v1/%d" % number, route=EMBEDDINGS))
         metrics.finished(refused(errors.MODEL_NOT_FOUND))
     assert sum(name == "hx_gateway_requests_total" for name, _ in samples(metrics)) == 2
-    assert b"model-" not in render(collectors(Observed(desk(metrics)), "1"))[0]
+    assert b"model-" not in shown(Report(Observed(desk(metrics)), "1"))[0]
 
 
 def test_what_was_forwarded_is_counted_where_it_went() -> None:
@@ -254,7 +258,7 @@ def test_queues_and_cold_loads_are_timed() -> None:
 
 
 def test_every_family_is_described_once_and_shown() -> None:
-    text = render(collectors(Observed(desk(Metrics())), "1"))[0].decode()
+    text = shown(Report(Observed(desk(Metrics())), "1"))[0].decode()
     for family in FAMILIES.values():
         assert text.count(f"# TYPE {family.name}{'_total' if family.kind == 'counter' else ''} ") == 1, family.name
         assert family.help.endswith("."), family.name
@@ -293,6 +297,6 @@ def test_every_metric_of_ours_is_named_for_the_gateway() -> None:
 
 
 def test_openmetrics_is_given_to_whom_asks_for_it() -> None:
-    body, content_type = render(collectors(Observed(desk(Metrics())), "1"), "application/openmetrics-text; version=1.0.0")
+    body, content_type = shown(Report(Observed(desk(Metrics())), "1"), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")

@@ -6,13 +6,13 @@ import re
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from tests.unit.telemetry.test_metrics import Observed, desk, exchange
+from tests.unit.telemetry.test_metrics import Observed, desk, exchange, shown
 
 from hx_gateway.core import errors
 from hx_gateway.core.clock import SystemClock
 from hx_gateway.core.errors import Failure
 from hx_gateway.telemetry.book import Book
-from hx_gateway.telemetry.exposition import collectors, render
+from hx_gateway.telemetry.exposition import Report
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.telemetry.tracing import Finished, Tracing
 
@@ -100,7 +100,7 @@ def test_a_traced_request_is_the_example_of_its_bucket() -> None:
     stage(made)
     metrics.finished(made)
     stage.finished(made)
-    text = render(collectors(Observed(desk(metrics)), "1"), "application/openmetrics-text; version=1.0.0")[0].decode()
+    text = shown(Report(Observed(desk(metrics)), "1"), "application/openmetrics-text; version=1.0.0")[0].decode()
     examples = {
         family.name: sample.exemplar
         for family in text_string_to_metric_families(text)

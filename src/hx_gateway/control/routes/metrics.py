@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hx_gateway.housekeeping import read_state
-from hx_gateway.telemetry.exposition import Observed, collectors, render
+from hx_gateway.telemetry.exposition import Observed, Report
 
 
 def router(metrics_path: str, observed: Observed, version: str) -> APIRouter:
@@ -17,12 +17,12 @@ def router(metrics_path: str, observed: Observed, version: str) -> APIRouter:
         observed: What is reported on.
         version: The gateway's version.
     """
-    registry = collectors(observed, version, lambda: read_state(observed.backing.folder))
+    report = Report(observed, version, lambda: read_state(observed.backing.folder))
     found = APIRouter(tags=["state"])
 
     async def metrics(request: Request) -> Response:
         """Counters, times, tokens, cost, breakers, queues, health and stores of all workers, for Prometheus."""
-        body, content_type = render(registry, request.headers.get("accept", ""))
+        body, content_type = await report.served(request.headers.get("accept", ""))
         return Response(body, headers={"content-type": content_type})
 
     found.add_api_route(metrics_path, metrics, methods=["GET"], response_class=Response)
