@@ -13,7 +13,7 @@ export function options(names, unit, width, height = 190) {
     height,
     legend: { live: true },
     cursor: { y: false, points: { size: 6 } },
-    axes: [{ ...axis, space: 70, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toLocaleTimeString("en-GB")) }, { ...axis, size: 48, values: (_, ticks) => ticks.map((value) => value.toLocaleString("en", { maximumFractionDigits: 2 })) }],
+    axes: [{ ...axis, space: 70, size: 28, values: (_, ticks) => ticks.map((at) => new Date(at * 1000).toLocaleTimeString("en-GB")) }, { ...axis, size: 48, values: (_, ticks) => ticks.map((value) => value.toLocaleString("en", { maximumFractionDigits: 2 })) }],
     scales: { x: { range: (_, from, to) => [Math.min(from, to - 60), to] }, y: { range: (_, __, max) => [0, max > 0 ? max * 1.1 : 1] } },
     series: [
       { value: (_, at) => (at == null ? "–" : new Date(at * 1000).toLocaleTimeString()) },
