@@ -10,8 +10,8 @@ from zlib import crc32
 
 BITS = 18
 _MASK = (1 << BITS) - 1
-HEAD_CHARS, TAIL_CHARS = 3072, 1024  # of a long prompt: its beginning and its end, so that the cost is bounded
-_ASCII = re.compile(rb"[a-z]+|[0-9]+|[^\sa-z0-9]")
+HEAD_CHARS, TAIL_CHARS = 1536, 512  # of a long prompt: its beginning and its end, so that the cost is bounded
+_ASCII = re.compile(rb"[a-z]+|[0-9]+|[^\sa-z0-9]+")
 _OTHER = re.compile(r"[^\W\d_\u2e80-\uffff]+|\d+|[^\s]")  # scripts without spaces character by character: pairs are their words
 _DIGITS, _CAPITALS = b"0123456789", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NO_SIGNS = _DIGITS + _CAPITALS + b"abcdefghijklmnopqrstuvwxyz \t\r\n"

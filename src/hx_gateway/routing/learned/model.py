@@ -23,7 +23,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import exp, log, sqrt
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,16 @@ class Prediction:
 
 @dataclass(slots=True)
 class Head:
-    """One model: its usual probability, how much each column means for it, and from how many judged answers that is known."""
+    """One model: its usual score (a logit), how much each column means for it, and from how many judged answers that is known."""
 
     bias: float
     mix: tuple[float, ...]
     labels: int = 0
+
+
+def probability(logit: float) -> float:
+    """The probability of a logit, never certain."""
+    return min(MOST, max(LEAST, 1.0 / (1.0 + exp(-min(30.0, max(-30.0, logit))))))
 
 
 class Scorer:
@@ -123,7 +128,7 @@ class Scorer:
         """A scorer that knows of each model only its tier, from 0 (the weakest) to 1 (the strongest)."""
         size = 1 << BITS
         middle = sum(tiers.values()) / len(tiers)
-        heads = {name: Head(0.5 + 0.3 * (tier - 0.5), (1.0, tier - middle)) for name, tier in tiers.items()}
+        heads = {name: Head(1.5 * (tier - 0.5), (1.0, tier - middle)) for name, tier in tiers.items()}
         return cls(heads, [[0.0] * size, [0.0] * size], [0.0] * size, [[0.0] * (len(SHAPES) * STEPS) for _ in range(2)], {})
 
     @property
@@ -171,7 +176,7 @@ class Scorer:
         error = min(1.0, max(0.0, score)) - _probability(head, place)
         head.labels += 1
         self.labels += 1
-        head.bias = min(1.0, max(0.0, head.bias + error * max(0.005, 1.0 / (head.labels + 8.0))))
+        head.bias = min(5.0, max(-5.0, head.bias + error * max(0.02, 6.0 / (head.labels + 8.0))))
         rate = max(_SLOWEST, _RATE / (1.0 + (self.labels + self._prompts / 4.0) / _CALM))
         total = sum([weight * weight for weight in head.mix]) or 1.0
         norms = self._norms
@@ -195,7 +200,7 @@ class Scorer:
             most: How many at most.
 
         Returns:
-            Names of words, pairs and shapes, each with its part of the difference between the two probabilities; `usual` is the
+            Names of words, pairs and shapes, each with its part of the difference between the two logits; `usual` is the
             part that holds for every prompt.
         """
         first, second = self._heads[better], self._heads[worse]
@@ -283,7 +288,7 @@ def _unpacked(column: bytes, scale: float) -> list[float]:
 
 
 def _probability(head: Head, place: Sequence[float]) -> float:
-    return min(MOST, max(LEAST, head.bias + sum([weight * value for weight, value in zip(head.mix, place, strict=True)])))
+    return probability(head.bias + sum([weight * value for weight, value in zip(head.mix, place, strict=True)]))
 
 
 def _tail(usual: Sequence[float], value: float) -> float:
