@@ -188,10 +188,11 @@ class Host:
             found |= environment_of(self.environment.read_text(encoding="utf-8"))
         return found
 
-    def gateway(self, release: Path, *words: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
-        """Run a release's own command as the service's user, in the service's environment."""
+    def gateway(self, release: Path, *words: str | Path, secret: str = "", **how: Any) -> subprocess.CompletedProcess[str]:
+        """Run a release's own command as the service's user, in the service's environment, with ``secret`` as the key it asks with."""
         user = USER if self.root == Path("/") else None
-        return self.run(release / "bin/hx-gateway", *words, user=user, env=self.variables(), **how)
+        env = {**self.variables(), **({"HX_API_KEY": secret} if secret else {})}
+        return self.run(release / "bin/hx-gateway", *words, user=user, env=env, **how)
 
 
 def last_words(done: subprocess.CompletedProcess[str], lines: int = 6) -> str:

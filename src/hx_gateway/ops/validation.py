@@ -105,8 +105,17 @@ def validate(host: Host, release: Path, checked: dict[str, Any], key: str) -> li
         except (Refused, KeyError, IndexError) as error:
             failures.append(f"{model}: {error}")
             continue
-        return [f"{len(models)} models; {model} answered {said!r} in {time.monotonic() - began_s:.2f} s"]
+        told = f"{len(models)} models; {model} answered {said!r} in {time.monotonic() - began_s:.2f} s"
+        return [told, *_verified(host, release, url, key)]
     raise Refused("no model answered a chat: " + "; ".join(failures))
+
+
+def _verified(host: Host, release: Path, url: str, key: str) -> list[str]:
+    """What the release's `verify` finds, where it has one. A fleet need not be perfect for its gateway to stay: these are warnings."""
+    if host.gateway(release, "verify", "--help").returncode:
+        return []
+    done = host.gateway(release, "verify", "--url", url, secret=key)
+    return ["verify: everything is as it should be"] if done.returncode == 0 else [f"warning: verify: {last_words(done, 40)}"]
 
 
 def ready(url: str) -> None:
