@@ -26,6 +26,7 @@ _TIMES = {
     "hx_gateway_first_token_seconds": (numbers.FIRST, "gen_ai_server_time_to_first_token_seconds"),
     "hx_gateway_output_token_seconds": (numbers.PACE, "gen_ai_server_time_per_output_token_seconds"),
 }
+_PLAIN = {"hx_gateway_overhead_seconds": "overhead", "hx_gateway_queue_wait_seconds": "waits", "hx_gateway_rag_seconds": "documents"}
 Labels = tuple[str, ...]
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -166,7 +167,7 @@ def _families(sums: _Sums, exemplary: bool) -> Iterator[str]:
 
 
 def _labels(names: Labels, values: Labels) -> str:
-    return ",".join([f'{name}="{_escaped(value)}"' for name, value in zip(names, values, strict=True)])
+    return ",".join([f'{name}="{_escaped(value)}"' for name, value in sorted(zip(names, values, strict=True))])
 
 
 def _escaped(value: str) -> str:
@@ -211,8 +212,8 @@ def _requests(sums: _Sums) -> Iterator[tuple[str, dict[Labels, float]]]:
 def _histogram(family: Family, sums: _Sums, exemplary: bool) -> Iterator[str]:
     """The lines of a histogram, from the series of times that hold it."""
     name, bounds = family.name, family.bounds
-    if name in ("hx_gateway_overhead_seconds", "hx_gateway_queue_wait_seconds"):
-        for labels, cells in sums.of("overhead" if name == "hx_gateway_overhead_seconds" else "waits"):
+    if name in _PLAIN:
+        for labels, cells in sums.of(_PLAIN[name]):
             yield from _buckets(family, labels, cells, {})
         return
     for (route, model), cells in sums.of("times"):

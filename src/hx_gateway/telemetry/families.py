@@ -82,6 +82,9 @@ FAMILIES: dict[str, Family] = {
             "gen_ai_client_token_usage", "histogram", "Tokens of prompts (input) and answers (output), by OpenTelemetry's name.",
             (*_GEN_AI, "gen_ai_token_type"), TOKENS,
         ),
+        # Documents
+        Family("hx_gateway_rag_requests", "counter", "Requests about documents, by what they asked for.", ("operation", "code")),
+        Family("hx_gateway_rag_seconds", "histogram", "From a request about documents to its answer, embeddings included.", ("operation",), SECONDS),
         # Queue and limits
         Family("hx_gateway_queue_waiting", "sum", "Requests that wait for a place.", ("target",)),
         Family("hx_gateway_queue_wait_seconds", "histogram", "How long requests waited for a place that had to.", ("target",), SECONDS),

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.core.clock import Clock, SystemClock
-from hx_gateway.core.context import Exchange
+from hx_gateway.core.context import RAG, Exchange
 from hx_gateway.ledger.pricing import cost_of, engine_s, worked
 from hx_gateway.telemetry.book import Book, Cells
 from hx_gateway.telemetry.families import OVERHEAD_SECONDS, SECONDS, TOKEN_SECONDS, TOKENS
@@ -26,6 +26,7 @@ READ = PACE + len(TOKEN_SECONDS) + 2
 WRITTEN = READ + len(TOKENS) + 2
 _TIMES = WRITTEN + len(TOKENS) + 2
 _RESPONSE_SUM, _FIRST_SUM, _PACE_SUM, _READ_SUM, _WRITTEN_SUM = FIRST - 1, PACE - 1, READ - 1, WRITTEN - 1, _TIMES - 1
+_OPERATIONS = (b"search", b"upsert", b"delete", b"collections")
 _MOST_RESOLVED = 4096  # combinations whose series is remembered; fleets of before a reload go with the others
 
 
@@ -139,6 +140,13 @@ class Metrics:
                 loads = self.book.cells("loads", (deployment.model, deployment.endpoint.name), 2)
                 loads[0] += 1.0
                 loads[1] += exchange.load_s
+        if exchange.route is RAG:
+            operation = exchange.target.partition(b"?")[0].rpartition(b"/")[2]
+            name = operation.decode() if operation in _OPERATIONS else "other"
+            times = self._list("documents", (name,), len(SECONDS) + 2)
+            times[bisect_left(SECONDS, now_s - received_s)] += 1.0
+            times[-1] += now_s - received_s
+            self.book.cells("hx_gateway_rag_requests", (name, outcome.code if outcome is not None else ""), 1)[0] += 1.0
         if exchange.queued_s:
             target = exchange.candidates
             waits = self._list("waits", (target.name if target is not None else "",), len(SECONDS) + 2)

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hx_gateway.config.schema import MonitoringSettings
 from hx_gateway.core import errors
 from hx_gateway.core.clock import ManualClock
-from hx_gateway.core.context import CHAT, EMBEDDINGS, FORWARD, Exchange, Route
+from hx_gateway.core.context import CHAT, EMBEDDINGS, FORWARD, RAG, Exchange, Route
 from hx_gateway.core.errors import Failure
 from hx_gateway.dataplane.metering import Metering
 from hx_gateway.dataplane.proxy import Proxy
@@ -255,6 +255,16 @@ def test_queues_and_cold_loads_are_timed() -> None:
     assert value(found, "hx_gateway_queue_wait_seconds_bucket", target="hx-chat", le="0.25") == 0
     assert value(found, "hx_gateway_model_loads_total", model="phi3", endpoint="llm-01") == 1
     assert value(found, "hx_gateway_model_load_seconds_total", model="phi3", endpoint="llm-01") == 4
+
+
+def test_documents_are_counted_by_what_was_asked_for() -> None:
+    metrics = Metrics(ManualClock(100.3))
+    for target in (b"/v1/rag/search?x=1", b"/v1/vector_stores/a/search", b"/v1/rag/anything-a-client-writes"):
+        metrics.finished(exchange(route=RAG, target=target, deployment=None, candidates=None, facts=None, call_s=0.0, first_byte_s=0.0))
+    found = samples(metrics)
+    assert value(found, "hx_gateway_rag_requests_total", operation="search", code="") == 2
+    assert value(found, "hx_gateway_rag_requests_total", operation="other", code="") == 1
+    assert value(found, "hx_gateway_rag_seconds_sum", operation="search") == pytest.approx(0.6)
 
 
 def test_every_family_is_described_once_and_shown() -> None:
