@@ -277,6 +277,7 @@ class Skies(RuleBasedStateMachine):
     @rule()
     def reload(self) -> None:
         self.do(lambda: self.gateway.reload(self.config))
+        self.proxy.observers = (self.watcher, *self.proxy.observers)  # each configuration brings its own
         self.endpoint.pool = self.pool
 
     @invariant()
