@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.faults.conftest import wait_until
 from tests.support.background import scripted
 from tests.support.gateway import KEY, GatewayProcess
+
+from hx_gateway.server.notify import notify
 
 CONFIG = 'models:\n  tiny: {{endpoint: "{address}", upstream_model: "tiny:1b"}}\n'
 
@@ -181,3 +184,26 @@ def test_sockets_that_are_kept_wait_for_the_next_start(tmp_path: Path, manager: 
         finally:
             waiting.close()
             gateway.stop()
+
+
+def test_a_worker_that_stands_still_is_replaced(tmp_path: Path, manager: ServiceManager) -> None:
+    environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "3000000", "STATE_DIRECTORY": str(tmp_path / "state")}
+    with scripted() as backend, GatewayProcess(CONFIG.format(address=backend.url), environment, 2) as gateway:
+        wait_until(lambda: manager.main_pids == [gateway.pid] and "WATCHDOG=1" in manager.said, 60)
+        still = max(psutil.Process(gateway.pid).children(), key=lambda child: child.pid)
+        still.suspend()
+        wait_until(lambda: "does not answer for" in gateway.log and "another takes its place" in gateway.log, 60)
+        wait_until(lambda: not still.is_running() or still.status() == psutil.STATUS_ZOMBIE, 60)
+        wait_until(lambda: len(psutil.Process(gateway.pid).children()) == 2, 60)
+
+
+def test_a_service_manager_behind_an_abstract_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"hx-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind("\0" + name)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        assert notify("READY=1")
+        assert listener.recv(100) == b"READY=1"
+    assert not notify("READY=1"), "nobody listens any more"
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    assert not notify("READY=1")

@@ -191,7 +191,7 @@ class Host:
     def gateway(self, release: Path, *words: str | Path, secret: str = "", **how: Any) -> subprocess.CompletedProcess[str]:
         """Run a release's own command as the service's user, in the service's environment, with ``secret`` as the key it asks with."""
         user = USER if self.root == Path("/") else None
-        env = {**self.variables(), **({"HX_API_KEY": secret} if secret else {})}
+        env = {**self.variables(), **({"HX_API_KEY": secret, "MASTER_KEY": secret} if secret else {})}
         return self.run(release / "bin/hx-gateway", *words, user=user, env=env, **how)
 
 
