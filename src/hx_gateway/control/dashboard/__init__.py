@@ -42,5 +42,10 @@ PAGES = (
     Page("/fleet", "Fleet", "fleet"),
     Page("/requests", "Requests", "requests"),
     Page("/routing", "Routing", "routing"),
+    Page("/usage", "Usage and cost", "usage"),
+    Page("/keys", "Keys", "keys"),
+    Page("/rag", "RAG", "rag"),
+    Page("/playground", "Playground", "playground"),
+    Page("/config", "Config", "config"),
 )
 """In the order of the navigation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -78,6 +79,7 @@ async def _parts(request: Request, session: Session, rates: Rates) -> dict[str, 
     # The list itself only changes with the set of servers: who reads or tabs through one is not thrown out of it.
     shown["servers"] = "".join(f'<article class="card server" id="{one["id"]}"></article>' for one in seen["servers"])
     for one in seen["servers"]:
+        await asyncio.sleep(0)  # chats go on between two of many servers
         shown[one["id"]] = part(request, "fleet_server.html", one=one, token=session.kept.csrf, **seen)
     shown["data"] = seen["measured"] and {
         "at": seen["now_ms"] / 1000,

@@ -73,14 +73,21 @@ def router() -> APIRouter:
     async def follow(request: Request, session: SignedIn, gateway: GatewayOf) -> Response:
         """The newest rows, as they come."""
         _, given = _asked(request)
+        shown: list[str] = []
+        parts: dict[str, Any] = {}
 
         async def look() -> dict[str, Any]:
+            nonlocal shown
             try:
                 asked, _ = _asked(request)
                 found = await _page(gateway, session.identity, asked, "")
-                return {"rows": part(request, "requests_rows.html", given=given, **found), "problem": ""}
+                ids = [row["id"] for row in found["rows"]]
+                if ids != shown or "rows" not in parts:  # a row that is there does not change, and filling it in takes time
+                    shown, parts["rows"] = ids, part(request, "requests_rows.html", given=given, **found)
+                parts["problem"] = ""
             except Failure as failure:
-                return {"problem": part(request, "problem.html", failure=failure)}
+                parts["problem"] = part(request, "problem.html", failure=failure)
+            return dict(parts)
 
         return live.stream(request, session, look)
 

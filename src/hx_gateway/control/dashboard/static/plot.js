@@ -29,13 +29,15 @@ export function options(names, unit, width, height = 190) {
   };
 }
 
-/** A plot of fixed data: `columns` are times in Unix seconds, then one list a name. */
-export function chart(id, names, columns, unit) {
+/** A plot of fixed data: `columns` are times in Unix seconds, then one list a name; `alter` changes the options of the page's own plot. */
+export function chart(id, names, columns, unit, alter = () => {}) {
   const place = document.getElementById(id);
   let plot;
   const draw = () => {
     plot?.destroy();
-    plot = new uPlot(options(names, unit, place.clientWidth), columns, place);
+    const chosen = options(names, unit, place.clientWidth);
+    alter(chosen);
+    plot = new uPlot(chosen, columns, place);
   };
   draw();
   new ResizeObserver(() => plot.setSize({ width: place.clientWidth, height: 190 })).observe(place);
