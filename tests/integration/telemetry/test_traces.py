@@ -24,7 +24,7 @@ try:
 except ImportError:
     missing("needs OpenTelemetry: pip install 'hx-gateway[otel]'")
 
-TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE, PARENT = "ab" * 16, "cd" * 8
 CONFIG = """
 endpoints: {{one: {{url: "{url}", provider: openai}}, gone: {{url: "http://127.0.0.1:9", provider: openai}}}}
 models:

@@ -16,7 +16,7 @@ from hx_gateway.telemetry.exposition import Report
 from hx_gateway.telemetry.metrics import Metrics
 from hx_gateway.telemetry.tracing import Finished, Tracing
 
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+TRACE, SPAN = "ab" * 16, "cd" * 8
 
 
 def sent(lines: list[bytes]) -> list[tuple[str, str, str]]:
