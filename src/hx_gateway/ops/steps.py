@@ -279,8 +279,10 @@ class Deployment:
             return "there is none"
         if self.host.litellm.exists():
             return "it starts LiteLLM"
+        if not self.ready:
+            return "it is compared once the release is there"
         try:
-            return "" if not self.ready or unit.read_text() == self._unit_text() else "it is another"
+            return "" if unit.read_text() == self._unit_text() else "it is another"
         except Refused as error:
             return str(error)
 
