@@ -22,7 +22,7 @@ from hx_gateway.stores.sql.upgrade import newest
 pytestmark = pytest.mark.timeout(400)
 KEY = "a-key-of-the-booted-machine"
 CONFIG = """
-service: {host: 127.0.0.1, port: 8000}
+service: {host: 0.0.0.0, port: 8000}
 gateway: {default_model: hx-chat}
 models:
   tiny: {path: /srv/hx/tiny.gguf, threads: 1, slots: 4}

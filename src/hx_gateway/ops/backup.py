@@ -22,10 +22,12 @@ from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER as JOURNAL
 from hx_gateway.ops.host import Refused
 from hx_gateway.rag.points import Collection, Point, VectorStore
+from hx_gateway.stores.known_keys import renew
 from hx_gateway.stores.sql import migrate
 from hx_gateway.stores.sql.engine import touch
 from hx_gateway.stores.sql.status import status
 from hx_gateway.stores.sql.upgrade import newest
+from hx_gateway.stores.sql.upgrade import opened as database
 from hx_gateway.stores.vectors import opening
 from hx_gateway.stores.vectors.moving import move
 
@@ -141,6 +143,7 @@ def restore(config: GatewayConfig, state: Path, folder: Path, manifest: dict[str
             else:
                 _moved(f"sqlite:///{copy}", url)
                 said.append("database moved into Postgres and compared")
+            asyncio.run(_known(url, state))
         segments = sorted((folder / JOURNAL).glob("*")) if (folder / JOURNAL).is_dir() else []
         for segment in segments:
             place = state / JOURNAL / segment.name
@@ -189,6 +192,15 @@ def _moved(source: str, target: str) -> None:
 
     if wrong := [one.table for one in asyncio.run(run()) if one.source != one.target and not one.later]:
         raise Refused(f"{', '.join(wrong)}: what is read back is not what was read; run it again")
+
+
+async def _known(url: str, state: Path) -> None:
+    """Have the keys that came back be known before a gateway starts: without any, one that others can reach would not."""
+    store = await database(url)
+    try:
+        await renew(store, state)
+    finally:
+        await store.close()
 
 
 async def _bring_back(config: GatewayConfig, state: Path, files: Sequence[Path]) -> list[str]:

@@ -114,9 +114,10 @@ class Host:
         text = self.shown("MainPID")
         return int(text) if text.isdigit() else 0
 
-    def journal(self, lines: int = 30) -> str:
-        """The end of what the service wrote."""
-        return self.run("journalctl", "-u", SERVICE, "-n", str(lines), "--no-pager", "-o", "cat").stdout.rstrip()
+    def journal(self, since_s: float, lines: int = 30) -> str:
+        """The end of what the service wrote since a moment in Unix time."""
+        said = self.run("journalctl", "-u", SERVICE, "-S", f"@{since_s:.0f}", "--no-pager", "-o", "cat").stdout
+        return "\n".join(said.rstrip().splitlines()[-lines:])  # given both a time and a number, journalctl tells of the beginning
 
     def user_known(self) -> bool:
         """Whether the service's user exists."""

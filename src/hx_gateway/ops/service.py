@@ -26,12 +26,13 @@ def start(host: Host, confirm_s: float = CONFIRM_S, try_on: bool = True) -> None
     """
     if not host.unit.exists():
         raise Refused("the service is not installed: hx-gateway deploy does that")
+    began_s = time.time()
     host.run("systemctl", "reset-failed", SERVICE)
     try:
         host.systemctl("start", SERVICE)
         _confirm(host, confirm_s)
     except Refused as error:
-        told = _with_journal(host, str(error))
+        told = _with_journal(host, str(error), began_s)
         if not try_on:
             host.run("systemctl", "stop", SERVICE)
         raise told from None
@@ -56,7 +57,7 @@ def restart(host: Host, full: bool = False, confirm_s: float = CONFIRM_S) -> str
     Raises:
         Refused: It did not work; unless ``full``, the old process goes on.
     """
-    before = host.main_pid()
+    before, began_s = host.main_pid(), time.time()
     if not before:
         start(host, confirm_s)
         return "started"
@@ -65,7 +66,7 @@ def restart(host: Host, full: bool = False, confirm_s: float = CONFIRM_S) -> str
             host.systemctl("restart", SERVICE)
             _confirm(host, confirm_s)
         except Refused as error:
-            raise _with_journal(host, str(error)) from None
+            raise _with_journal(host, str(error), began_s) from None
         return "stopped and started; who connected meanwhile waited"
     os.kill(before, signal.SIGUSR2)
     give_up_s = time.monotonic() + _HANDOVER_S
@@ -74,10 +75,10 @@ def restart(host: Host, full: bool = False, confirm_s: float = CONFIRM_S) -> str
         status = host.shown("StatusText")
         asked = asked or not status.startswith(NO_SUCCESSOR)
         if (asked and status.startswith(NO_SUCCESSOR)) or time.monotonic() >= give_up_s:
-            raise _with_journal(host, "the next process could not take over, and the one before goes on")
+            raise _with_journal(host, "the next process could not take over, and the one before goes on", began_s)
         time.sleep(_POLL_S)
     if not now:
-        raise _with_journal(host, "the service ended while it was handed over")
+        raise _with_journal(host, "the service ended while it was handed over", began_s)
     _confirm(host, confirm_s)
     return "handed over to a new process; running answers finish in the old one"
 
@@ -132,6 +133,6 @@ def _hold(confirm_s: float, holds: Callable[[], bool], otherwise: str) -> None:
         time.sleep(min(0.5, confirm_s or 0.5))
 
 
-def _with_journal(host: Host, message: str) -> Refused:
-    tail = host.journal()
+def _with_journal(host: Host, message: str, began_s: float) -> Refused:
+    tail = host.journal(began_s)
     return Refused(f"{message}\n--- the end of the journal ---\n{tail}" if tail else message)
