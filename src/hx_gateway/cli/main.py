@@ -24,6 +24,7 @@ COMMANDS = (
     ("db", "hx_gateway.cli.db:db", "Look at the database of keys and usage, or upgrade it."),
     ("migrate", "hx_gateway.cli.migrate:migrate", "Move everything from one database into another."),
     ("rag", "hx_gateway.cli.rag:group", "Bring documents to a running gateway, search and remove them."),
+    ("verify", "hx_gateway.cli.verify:verify", "Ask a running gateway for everything it promises, and report."),
     ("deploy", "hx_gateway.cli.deploy:deploy", "Install or upgrade the gateway as a service on this machine."),
     ("service", "hx_gateway.cli.service:service", "Start, stop or restart the installed service, or show how it is."),
     ("rollback", "hx_gateway.cli.rollback:rollback", "Go back to an earlier release, or to LiteLLM."),
@@ -32,6 +33,7 @@ COMMANDS = (
     ("permissions", "hx_gateway.cli.permissions:permissions", "Compare or set owners and modes of what is installed."),
     ("uninstall", "hx_gateway.cli.deploy:uninstall", "Take the service away."),
     ("monitoring", "hx_gateway.cli.monitoring:group", "Write out rules, alerts and a dashboard for Prometheus and Grafana."),
+    ("router", "hx_gateway.cli.router:group", "Train, measure and show the scorer that learns which prompt needs which model."),
     ("schema", "hx_gateway.cli.schema:schema", "Print the configuration's JSON Schema."),
     ("docs", "hx_gateway.cli.reference:docs", "Write the generated reference pages again, or check that they are fresh."),
 )

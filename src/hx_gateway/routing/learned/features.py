@@ -11,8 +11,9 @@ from zlib import crc32
 BITS = 18
 _MASK = (1 << BITS) - 1
 HEAD_CHARS, TAIL_CHARS = 1536, 512  # of a long prompt: its beginning and its end, so that the cost is bounded
-_ASCII = re.compile(rb"[a-z]+|[0-9]+|[^\sa-z0-9]+")
 _OTHER = re.compile(r"[^\W\d_\u2e80-\uffff]+|\d+|[^\s]")  # scripts without spaces character by character: pairs are their words
+_SMALL = bytes(range(128)).lower() + bytes(128)
+_APART = [(bytes([sign]), b" %c " % sign) for sign in range(33, 127) if not chr(sign).isalnum()]
 _DIGITS, _CAPITALS = b"0123456789", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NO_SIGNS = _DIGITS + _CAPITALS + b"abcdefghijklmnopqrstuvwxyz \t\r\n"
 _CODE = ("```", "def ", "return ", "import ", ";\n", "{\n", "</", "SELECT ")
@@ -29,7 +30,7 @@ class Features:
     """One prompt as the scorer sees it; no text can be read from it.
 
     Args:
-        words: Different hashes, below ``2 ** BITS``, of its words and pairs of neighbouring words.
+        words: Different hashes, below ``2 ** BITS``, of its words and signs and of pairs of neighbours.
         shape: For each of `SHAPES` the position ``shape * STEPS + step``.
     """
 
@@ -88,19 +89,19 @@ def extract(text: str, turns: int = 1, tools: int = 0) -> Features:
         tools: Tools the request offers.
     """
     text = _bounded(text)
-    hashes, following, tokens = _hashes(text)
+    words = _tokens(text)
+    hashes = list(map(crc32, words))
     found = set(hashes)
-    found.update(map(crc32, tokens[1:], following))
+    found.update(map(crc32, words[1:], hashes))
     return Features(tuple({number & _MASK for number in found}), _shape(text, turns, tools))
 
 
 def named(text: str) -> dict[int, str]:
     """The words and pairs of a prompt by their hash: what a hash means, for explanations."""
-    hashes, following, tokens = _hashes(_bounded(text))
-    words = [token.decode(errors="replace") for token in tokens]
-    found = {number & _MASK: word for number, word in zip(hashes, words, strict=True)}
-    pairs = zip(map(crc32, tokens[1:], following), words[:-1], words[1:], strict=True)
-    return {**{number & _MASK: f"{first} {second}" for number, first, second in pairs}, **found}
+    words = _tokens(_bounded(text))
+    pairs = zip(words[1:], words, strict=False)
+    found = {crc32(second, crc32(first)) & _MASK: f"{first.decode()} {second.decode()}" for second, first in pairs}
+    return found | {crc32(word) & _MASK: word.decode() for word in words}
 
 
 def shape_name(position: int) -> str:
@@ -112,12 +113,14 @@ def _bounded(text: str) -> str:
     return text if len(text) <= HEAD_CHARS + TAIL_CHARS else f"{text[:HEAD_CHARS]}\n{text[-TAIL_CHARS:]}"
 
 
-def _hashes(text: str) -> tuple[list[int], list[int], list[bytes]]:
-    """Hashes of the words; of all but the last, to go on from for pairs; the words."""
-    lower = text.lower()
-    tokens = _ASCII.findall(lower.encode()) if lower.isascii() else [token.encode(errors="replace") for token in _OTHER.findall(lower)]
-    hashes = list(map(crc32, tokens))
-    return hashes, hashes[:-1], tokens
+def _tokens(text: str) -> list[bytes]:
+    """Its words in small letters, and its signs one by one."""
+    if not text.isascii():
+        return [token.encode() for token in _OTHER.findall(text.lower().encode(errors="replace").decode())]
+    plain = text.encode().translate(_SMALL)
+    for sign, apart in _APART:  # a third of the time of a regular expression
+        plain = plain.replace(sign, apart)
+    return plain.split()
 
 
 def _steps(quantity: float) -> int:
@@ -144,6 +147,6 @@ def _shape(text: str, turns: int, tools: int) -> tuple[int, ...]:
         (" not " in text) + 2 * (" NOT " in text) + 4 * (" except" in text),
         _steps(size - length),
         _steps(max(0, turns - 1)),
-        _steps(tools),
+        _steps(max(0, tools)),
     )
     return tuple(shape * STEPS + step for shape, step in enumerate(steps))

@@ -16,7 +16,7 @@ from hx_gateway.routing.learned.examples import Example
 from hx_gateway.routing.learned.features import BITS, SHAPES, STEPS, named
 from hx_gateway.routing.learned.model import Scorer
 
-COLUMNS = 4  # of weights that all models share at most; each costs a prompt about 10 µs
+COLUMNS = 6  # of weights that all models share at most; each costs a prompt about 10 µs
 LEAST_EXAMPLES = 50
 _SHAPE = 0.25  # how far the shape of a prompt may speak beside its words
 _COMMON, _APART = 1.0, 2.0  # ridge on what is common to all models, and on what sets them apart
@@ -55,7 +55,7 @@ def train(examples: Sequence[Example], seed: int = 1) -> tuple[dict[str, Any], l
         raise TrainingError(f"{len(examples)} examples; at least {LEAST_EXAMPLES} are needed")
     counts, shapes = _matrices(examples)
     scores = np.array([[example.scores.get(model, np.nan) for model in models] for example in examples])
-    parts = _FOLDS if len(examples) >= _FEW else 2 * _FOLDS
+    parts = _FOLDS if len(examples) >= _FEW else 4 * _FOLDS
     folds = np.random.default_rng(seed).permutation(len(examples)) % parts
     unseen = np.zeros(scores.shape)  # logits of prompts that were not trained on
     unknown, rarity = np.zeros(len(examples)), np.zeros(len(examples))
