@@ -27,6 +27,9 @@ document.querySelector("[data-theme-switch]")?.addEventListener("click", () => {
   dispatchEvent(new Event("hx:theme"));
 });
 
+// On a phone the navigation is wider than the screen.
+document.querySelector(".rail [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
+
 // What is under the reader's hands stays under them when it is replaced.
 function put(element, html) {
   const focused = element.contains(document.activeElement) ? document.activeElement.id : "";

@@ -68,6 +68,22 @@ function told(side, headers) {
   side.box.querySelector(".why").hidden = !said.length;
 }
 
+/** Text that grows in an element, at most once a frame: a fast model writes more often than a screen is painted. */
+function growing(element, log) {
+  const node = element.appendChild(document.createTextNode(""));
+  let waiting = "";
+  const paint = () => {
+    node.appendData(waiting);
+    waiting = "";
+    element.hidden = false;
+    log.scrollTop = log.scrollHeight;
+  };
+  return (text) => {
+    if (!waiting) requestAnimationFrame(paint);
+    waiting += text;
+  };
+}
+
 async function ask(side, prompt) {
   const { box } = side;
   const problem = box.querySelector("[role=alert]");
@@ -83,6 +99,8 @@ async function ask(side, prompt) {
   thought.hidden = true;
   const answer = add(log, "p", "", "theirs");
   answer.setAttribute("aria-busy", "true");
+  const think = growing(thought, log);
+  const write = growing(answer, log);
   side.going = new AbortController();
   try {
     const [asked, priority] = body(side, prompt);
@@ -99,14 +117,10 @@ async function ask(side, prompt) {
       ended = part.choices?.[0]?.finish_reason ?? ended;
       const thinking = delta.reasoning_content ?? delta.reasoning ?? "";
       if (!first && (delta.content || thinking)) first = performance.now();
-      if (thinking) {
-        thought.hidden = false;
-        thought.append(thinking);
-      }
+      if (thinking) think(thinking);
       if (delta.content) {
         text += delta.content;
-        answer.append(delta.content);
-        log.scrollTop = log.scrollHeight;
+        write(delta.content);
       }
     }
     side.talk.push({ role: "user", content: prompt }, { role: "assistant", content: text });
