@@ -115,6 +115,7 @@ def test_a_key_is_made_used_replaced_and_revoked(fleet: Fleet, open_page: Callab
     expect(page.get_by_text("is kept nowhere and not shown again")).to_be_visible(timeout=SLOW_MS)
     judge(page)
     shoot(page, "key-made")
+    expect(page.get_by_label("The key", exact=True)).to_be_focused()
     key = page.get_by_label("The key", exact=True).input_value()
     expect(page.get_by_role("link", name="ci-runner")).to_be_visible()  # the list has it, without a new page
     give_up_s = time.monotonic() + 20
@@ -241,8 +242,9 @@ def test_a_broken_file_is_refused_with_its_place_and_the_old_one_stays(
         path.write_text(good + "load_balancer: {algoritm: round_robin}\n")
         line = good.count("\n") + 1
         page.get_by_role("button", name="Reload").click()
-        expect(page.get_by_role("alert").filter(has_text="The reload is refused")).to_contain_text(f":{line}:17: load_balancer.algoritm")
-        expect(page.get_by_text(f"Line {line}, column 17")).to_be_visible()
+        expect(page.get_by_role("alert").filter(has_text="The reload is refused")).to_contain_text(
+            f"Line {line}, column 17: load_balancer.algoritm"
+        )
         judge(page)
         shoot(page, "config-refused", full=True)
         assert chat(fleet, KEY).status_code == 200

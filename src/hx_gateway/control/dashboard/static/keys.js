@@ -11,3 +11,15 @@ addEventListener("click", async ({ target }) => {
     target.textContent = "Press Ctrl+C";
   }
 });
+
+// What was made is under the hands of whoever made it, and the form is ready for the next.
+document.addEventListener("htmx:after:swap", () => {
+  const made = document.getElementById("the-key");
+  const form = document.querySelector("#new form");
+  if (!made || made.dataset.seen) return;
+  made.dataset.seen = "yes";
+  form?.reset();
+  document.getElementById("new")?.removeAttribute("open");
+  made.focus();
+  made.select();
+});
