@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import struct
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.testing.faults import Fault, take_marker
@@ -182,6 +183,10 @@ async def _say_all(backend: Backend, said: Plan) -> None:
 async def _chat(backend: Backend, model: Model, body: dict[str, Any], texts: list[str], reply: Answer, fault: Fault | None) -> None:
     said = _plan(body, texts, model)
     count = body.get("n") or 1
+    if fault is not None and fault.kind == "other_model":
+        model = replace(model, name=f"not-{model.name}")
+    if fault is not None and fault.kind == "fickle":
+        said.content.append(f" {len(backend.requests)}")
     if body.get("stream"):
         await _Stream(backend, model, body, reply, fault).chat(said, count)
         return
@@ -262,8 +267,11 @@ class _Stream:
         for piece in said.thinking:
             for index in range(count):
                 await self._choice(index, delta=_reasoning(self._backend, piece))
-        for piece in said.content:
+        for number, piece in enumerate(said.content, 1):
             for index in range(count):
+                early = "stop" if self._kind == "early_finish" and number == len(said.content) else None
+                if early:
+                    await self._choice(index, early, delta={})
                 await self._choice(index, delta={"content": piece})
         for number, (name, arguments) in enumerate(said.calls):
             text = json.dumps(arguments)

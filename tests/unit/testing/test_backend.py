@@ -286,6 +286,7 @@ CONTENT_SIGNS = {
     "error_200": '{"error"', "garbage_json": '[{"index"', "empty": "content-length: 0", "garbage_events": '[{\n', "error_event": "scripted failure",
     "truncated": '"HX-O"', "no_usage": "[DONE]", "usage_in_last": '"finish_reason": "stop"}], "usage": {"prompt', "usage_with_choice": '"usage": {"prompt',
     "crlf": "[DONE]\r\n\r\n", "bom": "\ufeffdata", "comments": ": still here\n\n", "no_final_blank": "[DONE]\n\r\n", "repeated_finish": "[DONE]",
+    "fickle": '"content": " 1"', "other_model": '"model": "not-tiny:1b"', "early_finish": "[DONE]",
 }  # fmt: skip
 
 
@@ -299,7 +300,7 @@ async def test_every_content_fault_of_a_stream(kind):
         assert CONTENT_SIGNS[kind] in text
         assert ("[DONE]" in text) == (kind not in [*list(CONTENT_SIGNS)[:7], "error_event", "truncated"])
         assert ('"usage": {' in text) == ("[DONE]" in text and kind != "no_usage")
-        assert text.count('"finish_reason": "stop"') == {"repeated_finish": 2}.get(kind, 1 if "[DONE]" in text else 0)
+        assert text.count('"finish_reason": "stop"') == {"repeated_finish": 2, "early_finish": 2}.get(kind, 1 if "[DONE]" in text else 0)
         if kind == "usage_in_last":
             assert '"choices": []' not in text
         if kind == "usage_with_choice":
