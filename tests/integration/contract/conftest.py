@@ -45,7 +45,7 @@ Ask = Callable[..., Answer]
 
 
 @pytest.fixture(scope="session")
-def house() -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """The gateway and, behind it, what the contract names."""
     required.llamacpp()
     path = json.dumps(str(tiny.path()))
@@ -54,6 +54,7 @@ def house() -> Iterator[House]:
     with orc as orc_backend, old as old_backend:
         config = f"""\
 service: {{name: unified-api-gateway}}
+storage: {{state_directory: "{tmp_path_factory.mktemp("state")}"}}
 gateway: {{default_model: hx-chat}}
 models:
   qwen3-1.7b: {{path: {path}, mode: chat, slots: 2, threads: 1}}
