@@ -236,22 +236,22 @@ class Scorer:
             head = json.loads(line)
             values = array("d", rest)
             words: list[int] = head["words"]
-            if len(values) != len(words) * (len(self._columns) + 1):
-                raise ValueError("its parts do not fit together")
             if head["version"] != self.version:
                 raise ValueError(
                     f"it was learned on top of artifact {head['version'][:12] or 'none'}, this is {self.version[:12] or 'none'}"
                 )
-        except (zlib.error, KeyError, TypeError, ValueError) as error:
+            heads = {name: Head(bias, tuple(mix), labels) for name, (bias, mix, labels) in head["heads"].items()}
+            shapes, labels, counts = head["shapes"], head["labels"], dict(zip(words, head["counts"], strict=True))
+            width, height = len(self._columns), len(values)
+            fits = all(0 <= word < 1 << BITS for word in words) and all(len(one.mix) == width for one in heads.values())
+            if not fits or height != len(words) * (width + 1) or [len(shape) for shape in shapes] != [len(SHAPES) * STEPS] * width:
+                raise ValueError("its parts do not fit together")
+        except (zlib.error, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the state of the scorer cannot be taken: {error}") from None
         for number, column in enumerate((*self._columns, self._norms)):
             for word, value in zip(words, values[number * len(words) : (number + 1) * len(words)], strict=True):
                 column[word] = value
-        self._heads = {name: Head(bias, tuple(mix), labels) for name, (bias, mix, labels) in head["heads"].items()}
-        self._shapes = head["shapes"]
-        self._counts = dict(zip(words, head["counts"], strict=True))
-        self._touched = set(words)
-        self.labels = head["labels"]
+        self._heads, self._shapes, self._counts, self._touched, self.labels = heads, shapes, counts, set(words), labels
 
     def _place(self, words: Sequence[int], shape: Sequence[int]) -> tuple[list[float], float, float]:
         """Where a prompt stands in each column; the share of its words that were never seen; how rare its shape is."""

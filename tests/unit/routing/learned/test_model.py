@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from statistics import fmean
 
 import pytest
@@ -71,7 +72,10 @@ def test_a_restored_scorer_goes_on_as_if_nothing_had_been() -> None:
     assert second.labels == 80 and second.labels_of("strong") == 50
 
 
-@pytest.mark.parametrize("damage", [lambda state: b"", lambda state: state[:-9], lambda state: b"x" + state])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda state: b"", lambda state: state[:-9], lambda state: b"x" + state, lambda _: zlib.compress(b'{"version": "", "words": []}\n')],
+)
 def test_a_damaged_state_is_refused_and_nothing_of_it_is_taken(damage: object) -> None:
     scorer = untrained()
     with pytest.raises(ValueError, match="cannot be taken"):
