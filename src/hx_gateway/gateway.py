@@ -21,6 +21,8 @@ from hx_gateway.core.plugins import UnknownPlugin, find
 from hx_gateway.dataplane.census import Census
 from hx_gateway.dataplane.explain import remembered, told
 from hx_gateway.dataplane.forward import Forward
+from hx_gateway.dataplane.learned import learning_ask
+from hx_gateway.dataplane.learned import told as what_was_learned
 from hx_gateway.dataplane.pipeline import STAGES, Pipeline
 from hx_gateway.dataplane.proxy import Proxy
 from hx_gateway.fleet.deployment import Deployment
@@ -33,6 +35,7 @@ from hx_gateway.housekeeping import Within
 from hx_gateway.providers import BUILT_IN as PROVIDERS
 from hx_gateway.routing.policies import Policy, policy
 from hx_gateway.routing.router import Router
+from hx_gateway.stores.learned_files import Learners
 from hx_gateway.telemetry.desk import Desk
 from hx_gateway.upstream.fetch import fetch
 
@@ -84,6 +87,7 @@ class Gateway:
         self._retired: list[Endpoint] = []  # no longer configured, with answers under way
         self._tasks: list[asyncio.Task[None]] = []
         self._known: object = None
+        self.learners = Learners()
         self.router = Router(self._policy_of(config))
         self.proxy = Proxy(
             self.router,
@@ -128,6 +132,7 @@ class Gateway:
         self._inside = Pipeline(inside, proxy.start, proxy.answer, proxy.refuse)
         self.router.replace(policy_of)
         proxy.plain = {}
+        proxy.learned = self.learners.adopt(config)
         proxy.max_attempts = balancer.max_attempts
         proxy.total_s = performance.total_timeout_seconds
         proxy.heartbeat_s = config.http.heartbeat_seconds
@@ -205,9 +210,12 @@ class Gateway:
         exchange.identity = identity
         for stage in self._reading:
             stage(exchange)
-        ask = self.proxy.ask_of(exchange, exchange.candidates)
+        learned = self.proxy.learned.get(exchange.candidates.group)
+        affine = self.router.policy(exchange.candidates.policy).affine
+        ask = learning_ask(learned, exchange, affine, lasting=False) if learned else self.proxy.ask_of(exchange, exchange.candidates)
         decision = self.router.explain(ask, self.clock.monotonic())
-        return told(exchange, ask, decision, identity is None or identity.show_endpoints)
+        found = told(exchange, ask, decision, identity is None or identity.show_endpoints)
+        return found if learned is None else {**found, "learned": what_was_learned(learned, exchange, ask)}
 
     def under_way(self, deployment: Deployment) -> int:
         """Requests under way at a deployment, of all workers: of this one as they are, of the others as of a moment ago."""
@@ -315,6 +323,7 @@ class Gateway:
                     searched_s = now_s
                     await self._search()
                 self._renew()
+                await self.learners.look(self.backing.folder)
                 await self.backing.note(self.registry)
             except Exception:  # blame: the gateway's own; the fleet must go on being watched
                 _log.exception("the registry could not be renewed")

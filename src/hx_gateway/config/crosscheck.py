@@ -12,7 +12,7 @@ from hx_gateway.config.addresses import header_fault, host_fault, is_loopback, u
 from hx_gateway.config.environment import NAMES, endpoint_variable
 from hx_gateway.config.located import Path
 from hx_gateway.config.problems import Finding
-from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, Secret, Settings, UpstreamSettings, is_url
+from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, GroupSettings, Secret, Settings, UpstreamSettings, is_url
 from hx_gateway.config.shape import dotted, nearest, shown
 from hx_gateway.config.storage import state_directory
 from hx_gateway.config.weak_keys import NEW_KEY, fault, hash_fault
@@ -75,6 +75,8 @@ def _names(config: GatewayConfig) -> Iterator[Finding]:
                 yield _unknown(config, path, member, model_names, "model")
             if member in group.models[:position]:
                 yield Finding(path, f"{member} is listed twice")
+        if group.learned is not None:
+            yield from _learned(config, name, group)
     default = config.gateway.default_model
     if default and default not in seen:
         yield _unknown(config, ("gateway", "default_model"), default, seen)
@@ -321,6 +323,18 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
     for setting in ("cert_file", "key_file"):
         if config.service.tls is not None and not FilePath(getattr(config.service.tls, setting)).is_file():
             yield Finding(("service", "tls", setting), "there is no such file on this machine", level="warning")
+
+
+def _learned(config: GatewayConfig, name: str, group: GroupSettings) -> Iterator[Finding]:
+    learned, path = group.learned, ("groups", name, "learned")
+    assert learned is not None
+    policy = config.policies.get(group.policy or config.load_balancer.algorithm)
+    if len(group.models) < 2:
+        yield Finding(path, "is for groups of several models; list more in models, from the weakest to the strongest")
+    if learned.strong_share is not None and learned.quality is not None:
+        yield Finding((*path, "quality"), "is a target beside strong_share; leave one of them out")
+    elif learned.strong_share is None and learned.quality is None and (policy is None or "quality" not in policy.terms):
+        yield Finding(path, "decides nothing: set strong_share or quality, or give the group a policy of your own with the term quality")
 
 
 def _secrets(value: object, path: Path) -> Iterator[tuple[Path, Secret]]:

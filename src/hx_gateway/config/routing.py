@@ -13,10 +13,37 @@ class PolicySettings(Settings):
     """A balancing policy of one's own: terms with weights, or a picker."""
 
     terms: dict[str, float] = Field(
-        default={}, description="Terms that count, each with its weight: wait, load, prefill, decode, price, risk, first_byte, busy."
+        default={},
+        description="Terms that count, each with its weight: wait, load, prefill, decode, price, risk, first_byte, busy, quality.",
     )
     picker: str | None = Field(
         default=None, min_length=1, description="Instead of terms: round_robin, weighted, least_busy, power_of_two, or a plug-in's name."
+    )
+
+
+class LearnedSettings(Settings):
+    """Choice of a group's model for each prompt, learned from judged answers; without a target the policy's term `quality` decides."""
+
+    artifact: str | None = Field(
+        default=None, min_length=1, description="File that `hx-gateway router train` wrote; none means to learn from feedback alone."
+    )
+    strong_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="Target: share of requests for the group's last model, those it gains most for; the rest for the first."
+    )
+    quality: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None, description="Target: the cheapest model whose chance of a good answer is at least this part of the best one's."
+    )
+    seconds_per_quality: Annotated[float, Field(ge=0)] = Field(
+        default=30.0, description="Seconds that a surely good answer is worth over a surely bad one, in the policy's term `quality`."
+    )
+    explore: Annotated[float, Field(ge=0, le=0.2)] = Field(
+        default=0.02, description="Share of requests for a model drawn at random, so that all of them go on being judged."
+    )
+    trial_answers: Annotated[int, Field(ge=20, le=10_000)] = Field(
+        default=200, description="Judged answers before a challenger may take over or is given up, and the most that count."
+    )
+    trial_errors: Annotated[float, Field(ge=1, le=10)] = Field(
+        default=2.5, description="Standard errors by which one of champion and challenger must be measured better than the other."
     )
 
 

@@ -10,7 +10,7 @@ from hx_gateway.config.cache import CacheSettings
 from hx_gateway.config.keys import ApiKeySettings, KeyLimitSettings, KeysSettings
 from hx_gateway.config.ledger import LedgerSettings
 from hx_gateway.config.rag import RagSettings
-from hx_gateway.config.routing import FallbackSettings, PolicySettings, QueueSettings
+from hx_gateway.config.routing import FallbackSettings, LearnedSettings, PolicySettings, QueueSettings
 from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import (
     ALGORITHMS,
@@ -52,6 +52,7 @@ __all__ = [
     "HttpSettings",
     "KeyLimitSettings",
     "KeysSettings",
+    "LearnedSettings",
     "LedgerSettings",
     "LitellmSettings",
     "LoadBalancerSettings",
@@ -123,6 +124,9 @@ class ModelSettings(Settings):
     )
     slots: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Requests each server started for path works on at once.")
     tags: Names = Field(default=(), description="Free labels, for reports and routing.")
+    defaults: dict[str, bool | int | float | str] = Field(
+        default={}, description="Request fields of chats and completions, e.g. temperature, and their values where the client sends none."
+    )
 
 
 class EndpointSettings(Settings):
@@ -162,6 +166,9 @@ class GroupSettings(Settings):
     models: Annotated[Names, Field(min_length=1)] = Field(description="Models that serve it.")
     tier: str = Field(default="", description="Quality tier, e.g. fast, balanced or premium.")
     policy: str | None = Field(default=None, min_length=1, description="Balancing policy; none means load_balancer.algorithm.")
+    learned: LearnedSettings | None = Field(
+        default=None, description="Learned choice of the model for each prompt; models are then listed from the weakest to the strongest."
+    )
     aliases: Names = Field(default=(), description="Further names for it.")
 
 

@@ -119,6 +119,7 @@ class Exchange:
         "cached_tokens",
         "call_s",
         "candidates",
+        "choice",
         "client",
         "completion_tokens",
         "deployment",
@@ -198,6 +199,7 @@ class Exchange:
         self.cached = ""  # "hit" from the response cache, "shared" with an identical request under way
         self.trail: list[tuple[str, str, float]] | None = None  # failed attempts: endpoint, error code, milliseconds
         self.upstream = ""  # the endpoint it was forwarded to unread
+        self.choice: Any = None  # routing.learned.choice.Choice, in groups that learn
         self.trace: Any = None  # telemetry.tracing.Trace of one that is traced
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
@@ -14,6 +14,7 @@ from hx_gateway.core.interfaces import Observer, Provider, Response, unheard
 from hx_gateway.dataplane.answer import failure_lines, request_id
 from hx_gateway.dataplane.features import ask_of
 from hx_gateway.dataplane.flight import Carried
+from hx_gateway.dataplane.learned import learning_ask
 from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.dataplane.run import Run
 from hx_gateway.routing.ask import Ask
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.endpoint import Endpoint
     from hx_gateway.fleet.registry import Target
+    from hx_gateway.routing.learned.choice import Learned
 
 
 DECISIONS = 2000
@@ -57,6 +59,7 @@ class Proxy:
         "heartbeat_s",
         "hotel",
         "in_flight",
+        "learned",
         "max_attempts",
         "plain",
         "router",
@@ -89,6 +92,7 @@ class Proxy:
         self.explained = _EXPLAINED
         self.waiting: set[Run] = set()  # streams without a first byte
         self.plain: dict[Target, Ask] = {}  # of names whose policy asks nothing of the request; emptied on reload
+        self.learned: Mapping[str, Learned] = {}  # by group, those that learn
         self.in_flight = 0
 
     @property
@@ -104,6 +108,8 @@ class Proxy:
     def ask(self, exchange: Exchange, tried: Sequence[Deployment] = ()) -> Ask:
         """What the router needs to know of an exchange."""
         target: Target = exchange.candidates
+        if self.learned and (learned := self.learned.get(target.group)) is not None:
+            return learning_ask(learned, exchange, self.router.policy(target.policy).affine, tried)
         if tried:
             return self.ask_of(exchange, target, tried)
         ask = self.plain.get(target)

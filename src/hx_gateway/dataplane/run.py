@@ -63,6 +63,8 @@ class Run(Passage):
             self.deployment = exchange.deployment = deployment
             if ask.prompt_tokens:
                 self.reason = router.reason(ask, deployment, now_s)
+                if ask.choice is not None:
+                    self.reason = f"{ask.choice.words()}; {self.reason}" if self.reason else ask.choice.words()
                 self.ahead_s = router.sent(ask, deployment, now_s)
             elif endpoint.residency.managed:
                 endpoint.residency.sent(deployment, now_s)

@@ -47,6 +47,7 @@ class UsageRecord(msgspec.Struct, array_like=True, gc=False):
         cost: In the operator's money.
         engine_ms: Time an engine worked on it.
         tags: The key's labels.
+        learned: In groups that learn what was made of the prompt, as `routing.learned.choice.Choice.record` has it.
     """
 
     version: int
@@ -78,6 +79,7 @@ class UsageRecord(msgspec.Struct, array_like=True, gc=False):
     cost: float
     engine_ms: float
     tags: list[str] | None = None
+    learned: list[Any] | None = None
 
 
 def values_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -> tuple[Any, ...]:
@@ -143,4 +145,5 @@ def values_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
         cost,
         engine * 1000.0,
         tags,
+        exchange.choice.record() if exchange.choice is not None else None,
     )

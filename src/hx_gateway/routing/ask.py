@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.registry import Target
+
+if TYPE_CHECKING:
+    from hx_gateway.routing.learned.choice import Choice
 
 NOTHING: tuple[int, ...] = ()
 
@@ -25,8 +29,8 @@ class Ask:
     """
 
     __slots__ = (
-        "among", "believed_tokens", "block_tokens", "blocks", "edges", "output_tokens", "place", "prompt_tokens", "scored", "session", "target",
-        "tried", "usual_tokens",
+        "among", "believed_tokens", "block_tokens", "blocks", "choice", "edges", "output_tokens", "place", "prompt_tokens", "scored", "session",
+        "target", "tried", "usual_tokens",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +53,7 @@ class Ask:
         self.believed_tokens = 0.0  # of the prompt, cached where it was sent; set by the router
         self.place = ""  # where it was sent, by `Deployment.place`; set by the router
         self.usual_tokens = 0.0  # usual length of an answer, one figure for all candidates; set by the router
+        self.choice: Choice | None = None  # which model of the group it should be, where that is learned
         self.scored: Deployment | None = None  # whom a score was just made for, with these believed tokens
         self.session = session
         self.tried = tried

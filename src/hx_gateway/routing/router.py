@@ -163,6 +163,8 @@ class Router:
         if usable:
             if recovering and len(usable) > 1:
                 usable = self._eased(usable, now_s, decision)
+            if ask.choice is not None and ask.choice.order:
+                usable = _wanted(ask.choice.order, usable, decision)
             if decision is None and (len(usable) == 1 or not picking):
                 return usable[0]
             policy = self._policies.get(target.policy) or self.policy(target.policy)
@@ -370,6 +372,16 @@ def _ventured(unsure: list[Deployment], usable: list[Deployment], now_s: float, 
         reason = "its speed is not known (any more): it gets few requests until it has answered one"
         decision.candidates += [Candidate(deployment, reason) for deployment in left_out]
     return [deployment for deployment in usable if deployment not in left_out]
+
+
+def _wanted(order: Sequence[str], usable: list[Deployment], decision: Decision | None) -> list[Deployment]:
+    """Those of the first model in ``order`` that can be used at all; all where none of them is of these models."""
+    model = next((name for name in order if any(one.model == name for one in usable)), "")
+    if not model:
+        return usable
+    if decision is not None:
+        decision.candidates += [Candidate(one, f"for this prompt {model} comes first") for one in usable if one.model != model]
+    return [one for one in usable if one.model == model]
 
 
 def _on_trial(deployment: Deployment) -> bool:

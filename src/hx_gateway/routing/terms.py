@@ -16,6 +16,7 @@ BUILT_IN = {
     "risk": "hx_gateway.routing.terms:risk",
     "busy": "hx_gateway.routing.terms:busy",
     "first_byte": "hx_gateway.routing.terms:first_byte",
+    "quality": "hx_gateway.routing.terms:quality",
 }
 EXCHANGED = ("price", "busy")
 """Terms that are no seconds: their weight says how many seconds one of them is worth."""
@@ -87,3 +88,8 @@ def busy(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -
 def first_byte(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
     """The recent wait for a first byte, for each request that would share the endpoint."""
     return deployment.pace.first_byte_s * (deployment.endpoint.in_flight + 1)
+
+
+def quality(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
+    """What a less than surely good answer is worth in seconds, in groups that learn; nothing elsewhere."""
+    return ask.choice.regret_s(deployment.model) if ask.choice is not None else 0.0
