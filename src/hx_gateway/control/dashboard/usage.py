@@ -97,20 +97,32 @@ def _asked(given: dict[str, str]) -> Filter:
 
 
 async def _plot(gateway: Gateway, identity: Identity, asked: Filter, given: dict[str, str], names: list[str]) -> dict[str, Any]:
-    """Lines over time: of the largest groups one each, and of all others together."""
-    by, measure, step = given["by"], given["show"], _step(given)
-    first_s, step_s = (asked.from_ms or 0) // 1000, _STEPS[step]
-    times = list(range(first_s, int(time.time()) + 1, step_s))
-    apart = len(names) * len(times) <= _MOST_POINTS
+    first_s, step = (asked.from_ms or 0) // 1000, _step(given)
+    times = list(range(first_s, int(time.time()) + 1, _STEPS[step]))
+    apart = given["by"] if len(names) * len(times) <= _MOST_POINTS else ""
     bucket: Any = step
-    found = await usage.usage(gateway, identity, asked, by=by if apart else "", bucket=bucket, limit=_MOST_POINTS, form="json")
+    found = await usage.usage(gateway, identity, asked, by=apart, bucket=bucket, limit=_MOST_POINTS, form="json")
+    return {**lines(found["data"], times, apart, given["show"], names), "days": step == "day"}
+
+
+def lines(rows: list[dict[str, Any]], times: list[int], by: str, measure: str, names: list[str]) -> dict[str, Any]:
+    """Lines over time: of the largest groups one each, and of all others together.
+
+    Args:
+        rows: Sums of `routes.usage`, with ``at``.
+        times: Beginnings of the buckets in Unix seconds, evenly spaced.
+        by: What the rows are grouped by; empty for one line.
+        measure: Of `MEASURES`.
+        names: The groups, largest first.
+    """
     shown = names if len(names) <= _LINES + 1 else names[:_LINES]
-    titles = ([name or f"no {BY[by].lower()}" for name in shown] + ["others"] * (len(shown) < len(names))) if apart else ["all"]
+    titles = [name or f"no {BY[by].lower()}" for name in shown] + ["others"] * (len(shown) < len(names)) if by else ["all"]
     columns = [[0.0] * len(times) for _ in titles]
-    place = {name: number for number, name in enumerate(shown)} if apart else {}
-    for row in found["data"]:
-        at = (int(datetime.fromisoformat(row["at"]).astimezone(UTC).timestamp()) - first_s) // step_s
+    place = {name: number for number, name in enumerate(shown)}
+    step_s = times[1] - times[0] if len(times) > 1 else 1
+    for row in rows:
+        at = (int(datetime.fromisoformat(row["at"]).astimezone(UTC).timestamp()) - times[0]) // step_s
         if 0 <= at < len(times):
             value = row["prompt_tokens"] + row["completion_tokens"] if measure == "tokens" else row[measure]
-            columns[place.get(row[by], len(columns) - 1) if apart else 0][at] += value
-    return {"times": times, "names": titles, "columns": columns, "unit": "" if measure == "cost" else measure, "days": step == "day"}
+            columns[place.get(row[by], len(columns) - 1) if by else 0][at] += value
+    return {"times": times, "names": titles, "columns": columns, "unit": "" if measure == "cost" else measure}
