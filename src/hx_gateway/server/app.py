@@ -37,6 +37,7 @@ class GatewayServer(uvicorn.Server):
         again: Loads the configuration anew, for reloads; None for a configuration that cannot be loaded again.
         loaded: As it is loaded now; needed with ``again``.
         beat: Called several times a second, with the monotonic time in seconds, while the event loop turns.
+        guest: Whether it runs in somebody else's program, whose garbage collector and threads are left as they are.
 
     Attributes:
         lasting: Whether the listening sockets live on elsewhere, so that nobody need be turned away by the end of this server.
@@ -49,6 +50,7 @@ class GatewayServer(uvicorn.Server):
         again: Callable[[], Loaded] | None = None,
         loaded: Loaded | None = None,
         beat: Callable[[float], object] = lambda now_s: None,
+        guest: bool = False,
     ) -> None:
         from hx_gateway.control.app import create_app
 
@@ -80,6 +82,7 @@ class GatewayServer(uvicorn.Server):
         )
         self._started = started
         self._beat = beat
+        self._guest = guest
         self.lasting = False
         self.reloading = Reloading(gateway, self.hall, again, loaded) if again is not None and loaded is not None else None
         gateway.reloading = self.reloading
@@ -96,11 +99,12 @@ class GatewayServer(uvicorn.Server):
         if self.reloading is not None:
             self.reloading.start()
         self._ticker = asyncio.create_task(self._tick(), name="doors")
-        # What exists now stays: it need not be looked at by every collection, and collections need not be frequent.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
-        sys.setswitchinterval(0.0005)  # a chat waits so long, not ten times as long, for a thread that cuts a long document
+        if not self._guest:
+            # What exists now stays: it need not be looked at by every collection, and collections need not be frequent.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 50)
+            sys.setswitchinterval(0.0005)  # a chat waits so long, not ten times as long, for a thread that cuts a long document
         if self._started is not None:
             self._started()
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 
 from hx_gateway.config.schema import ServiceSettings
-from hx_gateway.control.dependencies import GatewayOf, Visitor
+from hx_gateway.control.dependencies import Gateway, GatewayOf, Visitor
 from hx_gateway.control.rag import embedding_model, vector_state
 from hx_gateway.control.stores import redis_state, sql_state
 from hx_gateway.core.context import Identity
@@ -155,12 +155,9 @@ async def readyz(gateway: GatewayOf) -> Response:
     return JSONResponse({"ready": True})
 
 
-async def health(gateway: GatewayOf, response: Response) -> Health:
-    """The fleet's state by the last probes; 503 when nothing at all can be served. Asks no model server."""
-    summary = summarize(gateway.registry)
-    if summary.status == "unhealthy":
-        response.status_code = 503
-    name = gateway.config.service.name
+def health_of(gateway: Gateway) -> Health:
+    """The fleet's state by the last probes; asks no model server."""
+    summary, name = summarize(gateway.registry), gateway.config.service.name
     return Health(
         status=summary.status,
         gateway=_NAME if name == _UNNAMED else name,
@@ -168,6 +165,14 @@ async def health(gateway: GatewayOf, response: Response) -> Health:
         unavailable=list(summary.unavailable),
         timestamp=_timestamp(gateway.clock.wall()),
     )
+
+
+async def health(gateway: GatewayOf, response: Response) -> Health:
+    """The fleet's state by the last probes; 503 when nothing at all can be served. Asks no model server."""
+    report = health_of(gateway)
+    if report.status == "unhealthy":
+        response.status_code = 503
+    return report
 
 
 async def dependencies(gateway: GatewayOf, identity: Visitor) -> Dependencies:

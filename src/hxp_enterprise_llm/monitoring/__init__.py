@@ -1,0 +1,1 @@
+"""Monitoring, by its former path."""

@@ -1,0 +1,1 @@
+"""Orchestration, by its former path."""

@@ -1,0 +1,1 @@
+"""Schemas, by their former path."""

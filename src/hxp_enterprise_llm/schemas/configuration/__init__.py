@@ -1,0 +1,1 @@
+"""Schemas of the configuration, by their former path."""

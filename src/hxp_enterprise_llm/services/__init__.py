@@ -1,0 +1,1 @@
+"""Services, by their former paths."""

@@ -1,0 +1,57 @@
+"""A gateway that listens inside a program of one's own, beside whatever else runs there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+
+from hx_gateway import FlatConfig, LoadBalancer, Service
+from hx_gateway.testing.backend import Backend
+
+SAY = {"model": "tiny", "messages": [{"role": "user", "content": "Say: HX-OK"}]}
+
+
+def settings(backend: Backend, state: Path, port: int = 0) -> FlatConfig:
+    return FlatConfig(
+        port=port,
+        health_check_interval=0.2,
+        models={"tiny": {"endpoint": backend.url, "upstream_model": "tiny:1b", "provider": "openai"}},
+        storage={"state_directory": str(state)},
+        keys={"master_key": "a-key-of-this-test-alone"},
+    )
+
+
+async def test_a_service_answers_and_leaves_the_program_as_it_was(tmp_path: Path) -> None:
+    before = gc.get_threshold(), gc.get_freeze_count(), signal.getsignal(signal.SIGTERM)
+    async with Backend() as backend, httpx.AsyncClient(headers={"authorization": "Bearer a-key-of-this-test-alone"}) as client:
+        async with Service(settings(backend, tmp_path)) as service:
+            answer = await client.post(f"{service.url}/v1/chat/completions", json=SAY)
+            assert answer.json()["choices"][0]["message"]["content"] == "HX-OK"
+            assert service.get_available_models() == ["tiny"] and service.get_health_status()["status"] == "healthy"
+            assert (await client.get(f"{service.url}/health")).json()["models"] == ["tiny"]
+            url = service.url
+            with pytest.raises(OSError, match="cannot be listened on"):
+                await Service(settings(backend, tmp_path / "other", int(url.rpartition(":")[2]))).start()
+            with pytest.raises(RuntimeError, match="started already"):
+                await service.start()
+        with pytest.raises(httpx.ConnectError):
+            await client.get(f"{url}/health")
+        await service.stop()
+    assert (gc.get_threshold(), gc.get_freeze_count(), signal.getsignal(signal.SIGTERM)) == before
+    with pytest.raises(RuntimeError, match="not started"):
+        _ = Service(settings(backend, tmp_path)).url
+
+
+async def test_a_load_balancer_follows_its_fleet(tmp_path: Path) -> None:
+    async with Backend() as backend, LoadBalancer(settings(backend, tmp_path)) as balancer:
+        assert balancer.get_available_models() == ["tiny"]
+        backend.fault = "refuse"
+        async with asyncio.timeout(30):
+            while balancer.get_available_models():
+                await asyncio.sleep(0.05)
+        assert balancer.get_health_status()["status"] == "unhealthy"
