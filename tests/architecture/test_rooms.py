@@ -10,7 +10,7 @@ import pytest
 from tests.architecture.sources import ROOT, modules, shown, tree
 
 LONGEST_ROOM = 400
-LARGEST_HOUSE = 50_000
+LARGEST_HOUSE = 55_000
 THE_WAY = ("core", "openai", "fleet", "routing", "dataplane", "server", "upstream", "gateway.py")
 LONGEST_WAY = 12_000
 TABOO_NAMES = {"util", "utils", "helper", "helpers", "common", "manager", "managers", "misc"}
