@@ -173,7 +173,8 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
         yield f"read, but not used by this release: {', '.join(plan['unused'])}"
 
 
-def _live(loaded: Loaded) -> tuple[dict[str, Any], list[Problem]]:
+def examined(loaded: Loaded) -> tuple[dict[str, Any], list[Problem]]:
+    """What the endpoints of a configuration really have, and what of it does not fit."""
     import asyncio
     import logging
 
@@ -190,7 +191,7 @@ def _told(value: Any) -> str:
     return "?" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-def _tables(endpoints: list[dict[str, Any]]) -> None:
+def tables(endpoints: list[dict[str, Any]]) -> None:
     """What the endpoints told, as one table of them and one of their models."""
     from rich.console import Console
     from rich.table import Table
@@ -245,7 +246,7 @@ def check(
     plan = wiring(loaded)
     findings: list[Problem] = []
     if live:
-        plan["live"], findings = _live(loaded)
+        plan["live"], findings = examined(loaded)
         plan["live"]["findings"] = [finding.as_json() for finding in findings]
         plan["ok"] = plan["ok"] and all(finding.level != "error" for finding in findings)
     if as_json:
@@ -254,7 +255,7 @@ def check(
         for line in _lines(plan):
             typer.echo(line)
         if live:
-            _tables(plan["live"]["endpoints"])
+            tables(plan["live"]["endpoints"])
         for problem in [*loaded.warnings, *loaded.blockers, *findings]:
             typer.echo(f"{'warning' if problem.level == 'warning' else 'problem'}: {problem}", err=True)
     if not plan["ok"]:

@@ -22,6 +22,7 @@ from hx_gateway.config.shape import ROOT, Shape, at, below, dotted, nearest, set
 __all__ = ["ConfigError", "Loaded", "Problem", "find", "load", "load_text"]
 
 PATH_VARIABLE = "HX_CONFIG"
+LITELLM_VARIABLE = "LITELLM_CONFIG"
 DEFAULT_PATHS = ("hx-gateway.yaml", "/etc/hx-gateway/config.yaml")
 _ONE_OF = ("endpoint", "endpoints", "path", "key", "key_hash")  # settings whose absence is a finding about their parent
 _ROUNDS = 4  # of validating what is left once what is wrong is taken out
@@ -272,15 +273,16 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
     """Load a configuration from a file; without one, from defaults and environment.
 
     Args:
-        path: The file; None looks in the usual places (see `find`).
+        path: The file; None looks in the usual places (see `find`), and then for LiteLLM's (``LITELLM_CONFIG``).
         environ: The environment: overrides, what ``env:`` refers to, and ``HX_CONFIG``.
 
     Raises:
         ConfigError: It cannot be read or used; lists every reason.
     """
     file = find(path, environ)
+    given = environ.get(LITELLM_VARIABLE, "")
     if file is None:
-        return _loaded("", Document(), None, FilePath(), environ)
+        return _from_litellm(FilePath(given), environ) if given else _loaded("", Document(), None, FilePath(), environ)
     stamp = stamp_of(file)
     try:
         with file.open("rb") as stream:
@@ -293,4 +295,31 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem("", "is not UTF-8 text; save it as UTF-8", str(file), line, 1)]) from None
-    return dataclasses.replace(_loaded(str(file), parse(text), file, file.parent, environ), stamp=stamp)
+    loaded = _loaded(str(file), parse(text), file, file.parent, environ)
+    if given:
+        said = Problem(
+            "litellm.config",
+            f"is not served: {file} is; start without that file, or import it: hx-gateway import-litellm",
+            LITELLM_VARIABLE,
+        )
+        loaded = dataclasses.replace(loaded, warnings=(*loaded.warnings, dataclasses.replace(said, level="warning")))
+    return dataclasses.replace(loaded, stamp=stamp)
+
+
+def _from_litellm(file: FilePath, environ: Mapping[str, str]) -> Loaded:
+    """What a LiteLLM configuration becomes, served as it is; what is not carried over is a warning."""
+    from hx_gateway.config import litellm
+
+    stamp = stamp_of(file)
+    imported = litellm.load(file, environ)
+    environ = imported.environ(environ)
+    data, missing = imported.served(environ)
+    values = {path: place for path, (name, place) in imported.places.items() if name == str(file)}
+    loaded = _loaded(str(file), Document(data, dict(values), values), file, file.parent, environ)
+    said = [
+        Problem(dotted(path), f"is left out, because the environment variable {name} is not set; set it, and start again", str(file))
+        for path, name in missing
+    ]
+    said += [Problem(one.key, one.message, one.file, one.line, one.column) for one in imported.remarks if one.level in litellm.OPEN]
+    warnings = (dataclasses.replace(one, level="warning") for one in said)
+    return dataclasses.replace(loaded, warnings=(*warnings, *loaded.warnings), stamp=stamp)

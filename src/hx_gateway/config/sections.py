@@ -208,8 +208,14 @@ class MonitoringSettings(Settings):
 class LitellmSettings(Settings):
     """An existing LiteLLM installation."""
 
-    config: Annotated[str | None, LATER] = Field(default=None, description="Path of its config.yaml, for import.")
-    master_key: Annotated[Secret | None, LATER] = Field(default=None, description="Its master key, as env:NAME or file:PATH.")
+    config: str | None = Field(
+        default=None,
+        description="Path of its config.yaml; LITELLM_CONFIG names the one that is served where the gateway has no file of its own.",
+    )
+    master_key: Secret | None = Field(
+        default=None,
+        description="Its master key, as env:NAME or file:PATH; LITELLM_MASTER_KEY is the gateway's own, too, where that has none.",
+    )
 
 
 class EmbeddingsSettings(Settings):
