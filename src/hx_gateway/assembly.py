@@ -314,6 +314,7 @@ class Assembly:
                     truncate_dimensions=given.truncate_dimensions,
                     embedding_field=given.embedding_field,
                     digest=(given.digest or "").removeprefix("sha256:").lower(),
+                    defaults=given.defaults,
                 ),
                 breaker=self._breaker(),
             )

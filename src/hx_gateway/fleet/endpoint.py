@@ -186,4 +186,5 @@ class DeploymentOptions:
     truncate_dimensions: bool = False  # cut and renormalise is allowed for this model
     embedding_field: str = "input"  # "prompt" for a server that wants that
     digest: str = ""  # what the digest of its model has to begin with; empty for any
+    defaults: dict[str, Any] = field(default_factory=dict)  # fields of chats and completions that the client did not send
     extra: dict[str, Any] = field(default_factory=dict)

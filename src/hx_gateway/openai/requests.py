@@ -191,6 +191,16 @@ def rewritten(body: bytes, changes: dict[str, Any], drop: tuple[str, ...] = ()) 
     return msgspec.json.encode(whole)
 
 
+def with_defaults(body: bytes, defaults: dict[str, Any]) -> bytes:
+    """The body with the fields of ``defaults`` that it does not have; one of ``max_tokens`` and ``max_completion_tokens`` is enough."""
+    whole = decoded(body)
+    missing = {name: value for name, value in defaults.items() if whole.get(name) is None}
+    for name, other in (("max_tokens", "max_completion_tokens"), ("max_completion_tokens", "max_tokens")):
+        if whole.get(other) is not None:
+            missing.pop(name, None)
+    return rewritten(body, missing) if missing else body
+
+
 def decoded(body: bytes) -> dict[str, Any]:
     """The whole body, of which `look` has read only what it needs.
 

@@ -13,6 +13,7 @@ from typing import Any
 from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS, Exchange
 from hx_gateway.core.errors import NOT_FOUND, Failure
 from hx_gateway.core.interfaces import Headers, Outgoing, StreamReader
+from hx_gateway.openai.requests import with_defaults
 from hx_gateway.providers import ollama_embeddings, ollama_failure, ollama_reply, ollama_request, ollama_stream
 from hx_gateway.providers.ollama_request import unsupported
 from hx_gateway.providers.ollama_values import decoded
@@ -50,6 +51,8 @@ class OllamaProvider:
         if route not in (CHAT, COMPLETIONS, EMBEDDINGS):
             raise Failure(NOT_FOUND, "Ollama has no such route; send the request to a model on another engine")
         body = decoded(exchange.body)
+        if deployment.options.defaults and route is not EMBEDDINGS:
+            body = decoded(with_defaults(exchange.body, deployment.options.defaults))
         dropped = ollama_request.unsupported(exchange.body) if route is not EMBEDDINGS else []
         if route is CHAT:
             calls = ollama_request.chat(body, deployment, bool(exchange.facts.stream), base)

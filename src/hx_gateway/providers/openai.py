@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 
 from hx_gateway.core import errors
-from hx_gateway.core.context import EMBEDDINGS, Exchange
+from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS, Exchange
 from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Headers, Outgoing, StreamReader
 from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai import answers
-from hx_gateway.openai.requests import ChatFacts, EmbeddingsFacts, Facts, asking_usage, decoded, rewritten, with_model
+from hx_gateway.openai.requests import ChatFacts, EmbeddingsFacts, Facts, asking_usage, decoded, rewritten, with_defaults, with_model
 from hx_gateway.openai.sse import Relay, said_error
 from hx_gateway.openai.wants import holds_images
 
@@ -41,6 +41,8 @@ class OpenAIProvider:
             body = asking_usage(body, facts)
         elif exchange.route is EMBEDDINGS:
             body = _embeddings(body, exchange.facts, deployment.options)
+        if deployment.options.defaults and exchange.route in (CHAT, COMPLETIONS):
+            body = with_defaults(body, deployment.options.defaults)
         return Outgoing(deployment.endpoint.paths[exchange.route], body, facts.stream is True, b"POST", b"".join(exchange.forward))
 
     def whole(self, exchange: Exchange, deployment: Any, body: bytes) -> bytes:
