@@ -58,15 +58,24 @@ groups:
             running = Fleet(gateway, servers)
             for number in range(12):
                 assert running.ask(("hx-chat", "phi3", "hx-tiny-copy")[number % 3], f"Count to {number + 5}").status_code == 200
-            stored = httpx.post(
-                f"{gateway.url}/v1/rag/upsert", json={"namespace": "manuals", "documents": DOCUMENTS}, headers=ADMIN, timeout=60
-            )
-            assert stored.status_code == 200, stored.text
+            store(running, "manuals")
+            give_up_s = time.monotonic() + 60
+            while not httpx.get(f"{gateway.url}/admin/usage", headers=ADMIN, timeout=30).json()[
+                "data"
+            ]:  # until the journal is in the store
+                assert time.monotonic() < give_up_s
+                time.sleep(0.1)
             yield running
     finally:
         for server in servers.values():
             server.kill()
             server.wait()
+
+
+def store(fleet: Fleet, namespace: str) -> None:
+    body = {"namespace": namespace, "documents": DOCUMENTS}
+    answer = httpx.post(f"{fleet.gateway.url}/v1/rag/upsert", json=body, headers=ADMIN, timeout=60)
+    assert answer.status_code == 200, answer.text
 
 
 def chat(fleet: Fleet, key: str) -> httpx.Response:
@@ -182,14 +191,18 @@ def test_two_models_stream_side_by_side_and_can_be_stopped(fleet: Fleet, open_pa
     stop.click()
     expect(sides[1].get_by_text("you", exact=True)).to_be_visible(timeout=SLOW_MS)
     expect(stop).to_be_disabled()
+    give_up_s = time.monotonic() + 20
+    while not httpx.get(f"{fleet.gateway.url}/admin/requests?outcome=client_closed&model=qwen3", headers=ADMIN).json()["data"]:
+        assert time.monotonic() < give_up_s, "the model server still writes"
     shoot(page, "playground-stopped")
 
 
 def test_documents_are_found_each_way_and_removed(fleet: Fleet, open_page: Callable[..., Any]) -> None:
+    store(fleet, "shelf")
     page = open_page("/ui/rag")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_label("Look for").fill("bulb")
-    page.get_by_label("Namespace").first.fill("manuals")
+    page.get_by_label("Namespace").first.fill("shelf")
     for mode, marks in (("sparse", ("sparse #1",)), ("dense", ("dense #1",)), ("hybrid", ("sparse #1", "dense #"))):
         page.get_by_label("How").select_option(mode)
         page.get_by_label("Look for").press("Enter")
@@ -199,12 +212,12 @@ def test_documents_are_found_each_way_and_removed(fleet: Fleet, open_page: Calla
             expect(found.get_by_text(mark).first).to_be_visible()
     expect(found.get_by_role("article").filter(has_text="sparse #1")).to_contain_text("It needs a new bulb every year.")
     page.locator("#remove summary").click()
-    page.get_by_label("Namespace").last.fill("manuals")
+    page.get_by_label("Namespace").last.fill("shelf")
     page.get_by_label("Ids, with commas").fill("door")
     page.get_by_role("button", name="Remove documents").click()
-    expect(page.get_by_role("status").filter(has_text="1 chunk removed from manuals")).to_be_visible(timeout=SLOW_MS)
-    page.get_by_role("button", name="Remove all of manuals").click()
-    expect(page.get_by_role("status").filter(has_text="2 chunks removed from manuals")).to_be_visible(timeout=SLOW_MS)
+    expect(page.get_by_role("status").filter(has_text="1 chunk removed from shelf")).to_be_visible(timeout=SLOW_MS)
+    page.get_by_role("button", name="Remove all of shelf").click()
+    expect(page.get_by_role("status").filter(has_text="2 chunks removed from shelf")).to_be_visible(timeout=SLOW_MS)
 
 
 def test_what_was_just_used_is_in_the_sums_and_in_the_sheet(fleet: Fleet, open_page: Callable[..., Any]) -> None:

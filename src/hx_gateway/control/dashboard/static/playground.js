@@ -123,7 +123,6 @@ async function ask(side, prompt) {
         write(delta.content);
       }
     }
-    side.talk.push({ role: "user", content: prompt }, { role: "assistant", content: text });
   } catch (error) {
     if (error.name === "AbortError") ended = "stopped";
     else {
@@ -132,6 +131,7 @@ async function ask(side, prompt) {
       ended = "failed";
     }
   }
+  if (text && ended !== "failed") side.talk.push({ role: "user", content: prompt }, { role: "assistant", content: text });
   side.going = null;
   answer.removeAttribute("aria-busy");
   const whole = performance.now() - started;
@@ -139,7 +139,8 @@ async function ask(side, prompt) {
   if (usage) {
     const writing = (performance.now() - first) / 1000;
     facts.push(["Tokens", `${usage.prompt_tokens} → ${usage.completion_tokens}`]);
-    if (first && usage.completion_tokens > 1) facts.push(["Tokens/s", ((usage.completion_tokens - 1) / writing).toFixed(1)]);
+    // What comes in one piece says nothing of a rate.
+    if (first && writing > 0.05 && usage.completion_tokens > 1) facts.push(["Tokens/s", ((usage.completion_tokens - 1) / writing).toFixed(1)]);
   }
   facts.push(["Ended by", { stop: "the model", length: "the limit", stopped: "you", failed: "an error" }[ended] ?? (ended || "–")]);
   figures(box.querySelector(".figures"), facts);
