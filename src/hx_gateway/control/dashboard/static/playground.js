@@ -56,16 +56,16 @@ function body(side, prompt) {
 
 /** What a client would have been told, by headers. */
 function told(side, headers) {
-  const said = [...headers].filter(([name]) => name.startsWith("x-hx-"));
-  const facts = said.map(([name, value]) => {
-    if (name !== "x-hx-decision-id") return [name.slice(5), value];
+  const facts = [...headers].filter(([name]) => /^x-hx-(?!decision-id|gateway)/.test(name)).map(([name, value]) => [name.slice(5), value]);
+  const id = headers.get("x-hx-decision-id") ?? headers.get("x-request-id");
+  if (id) {
     const link = document.createElement("a");
-    link.href = `/ui/requests/${encodeURIComponent(value)}`;
+    link.href = `/ui/requests/${encodeURIComponent(id)}`;
     link.textContent = "the whole story, in a second or two";
-    return ["request", link];
-  });
+    facts.unshift(["request", link]);
+  }
   figures(side.box.querySelector(".why dl"), facts);
-  side.box.querySelector(".why").hidden = !said.length;
+  side.box.querySelector(".why").hidden = !facts.length;
 }
 
 /** Text that grows in an element, at most once a frame: a fast model writes more often than a screen is painted. */
@@ -94,6 +94,16 @@ async function ask(side, prompt) {
   let text = "";
   let ended = "";
   problem.hidden = true;
+  const fail = (error) => {
+    problem.textContent = error.message;
+    problem.hidden = false;
+  };
+  let asked, priority;
+  try {
+    [asked, priority] = body(side, prompt);
+  } catch (error) {
+    return fail(error);
+  }
   add(log, "p", prompt, "mine");
   const thought = add(log, "p", "", "thought");
   thought.hidden = true;
@@ -103,7 +113,6 @@ async function ask(side, prompt) {
   const write = growing(answer, log);
   side.going = new AbortController();
   try {
-    const [asked, priority] = body(side, prompt);
     const headers = { "content-type": "application/json", ...(priority && { "x-hx-priority": priority }) };
     const response = await post("/ui/playground/chat", JSON.stringify(asked), { signal: side.going.signal, headers });
     told(side, response.headers);
@@ -126,8 +135,7 @@ async function ask(side, prompt) {
   } catch (error) {
     if (error.name === "AbortError") ended = "stopped";
     else {
-      problem.textContent = error.message;
-      problem.hidden = false;
+      fail(error);
       ended = "failed";
     }
   }
