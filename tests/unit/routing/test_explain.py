@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hx_gateway.dataplane.explain import told
 from hx_gateway.dataplane.suiting import suited
 from hx_gateway.fleet.deployment import Deployment
-from hx_gateway.fleet.endpoint import Address, Endpoint
+from hx_gateway.fleet.endpoint import Address, Endpoint, Prices
 from hx_gateway.fleet.registry import Target
 from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.policies import policy
@@ -98,7 +98,7 @@ def test_seconds_are_shown_as_they_are_and_a_term_that_counts_twice_says_so() ->
     slow, fast = (Deployment("m", "m", Endpoint(name, Address("http", name, 1))) for name in ("slow", "fast"))
     slow.pace.prefill_rate, fast.pace.prefill_rate = 1000.0, 2000.0
     router = Router(lambda name: policy(name, seconds_per_unit=10.0))
-    fast.prices.per_request = 0.05
+    fast.prices = Prices(per_request=0.05)
     ask = Ask(Target("m", "model", (slow, fast), policy="intelligent"), prompt_tokens=4000.0, output_tokens=40)
     decision = router.explain(ask, 0.0)
     best = next(candidate for candidate in decision.candidates if candidate.deployment is decision.chosen)
