@@ -155,7 +155,7 @@ def compare(a: Side, b: Side, models: Sequence[str], embedders: Sequence[str], m
     unknown = {"model": "hx-compare-no-such-model", "messages": [{"role": "user", "content": "ping"}]}
     yield _case(a, b, "a model that does not exist", "/v1/chat/completions", unknown, 1)
     yield _case(
-        a, b, "a wrong key", "/v1/chat/completions", {**unknown, "model": models[0] if models else "m"}, 1, "sk-hx-compare-wrong-key"
+        a, b, "a wrong key", "/v1/chat/completions", {**unknown, "model": models[0] if models else "m"}, 1, "sk-a-wrong-key"
     )
 
 

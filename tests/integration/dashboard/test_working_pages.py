@@ -15,7 +15,7 @@ from tests.support.background import scripted
 from tests.support.gateway import KEY, GatewayProcess
 
 HTML = {"accept": "text/html"}
-LITERAL = "sk-written-out-in-the-file-1234567890"
+LITERAL = "literal-written-out-in-the-file-1234567890"
 NARROW = "key-of-a-narrow-administrator-1"
 
 

@@ -11,7 +11,7 @@ from hx_gateway.control.dashboard.config import shown, values
 from hx_gateway.control.dashboard.keys import told
 from hx_gateway.control.dashboard.usage import lines
 
-SECRET = "sk-a-secret-of-somebody-1234567890"
+SECRET = "secret-of-somebody-1234567890"
 CONFIG = f"""
 endpoints: {{one: {{url: "http://192.0.2.1:1", api_key: {SECRET}, headers: {{x-team: {SECRET}}}}}}}
 models: {{"phi-3.5": {{endpoint: one, weight: 2}}}}
