@@ -99,8 +99,10 @@ def _checked(imported: Imported, environ: Mapping[str, str]) -> Loaded:
 
     # Only what belongs to the file: overrides of this shell are not part of it.
     stand_ins = {name: f"to-be-set-{name}" for name in imported.variables}
+    storage = imported.data.get("storage", {})
     for setting, address in (("redis_url", "redis://to-be-set"), ("database_url", "postgresql://to-be-set/db")):
-        stand_ins[str(imported.data.get("storage", {}).get(setting, "")).removeprefix("env:")] = address
+        for name in {setting.upper(), str(storage.get(setting, "")).removeprefix("env:")} & stand_ins.keys():
+            stand_ins[name] = address
     known = {name: environ[name] for name in imported.variables if name in environ}
     return load_text(imported.text(), f"{imported.file} (imported)", {**stand_ins, **imported.environ(known)}, imported.file.parent)
 

@@ -16,6 +16,7 @@ from hx_gateway.config.litellm_models import models
 from hx_gateway.config.litellm_settings import carry
 from hx_gateway.config.litellm_source import leaves, read
 from hx_gateway.config.located import Path, Place, scalar
+from hx_gateway.config.shape import dotted
 
 __all__ = ["OPEN", "Imported", "load"]
 
@@ -114,9 +115,12 @@ def load(file: FilePath, environ: Mapping[str, str]) -> Imported:
     carry(draft, members)
     for path, why in source.included:
         draft.say("manual", path, why)
-    for leaf in leaves(source.data.get("include"), ("include",)):
+    for leaf in leaves(source.data["include"], ("include",)) if "include" in source.data else ():
         if not draft.told(leaf):
-            draft.say("exact", leaf, "")
+            draft.say("exact", leaf)
+    for leaf, (name, place), by in source.replaced:
+        why = f"is replaced by the same section of {by}, which is included; LiteLLM takes that one alone, so put the two together by hand"
+        draft.remarks.append(Remark("manual", dotted(leaf), why, "", name, place.line, place.column))
     _environment(draft)
     _credentials(draft)
     for key in source.data:

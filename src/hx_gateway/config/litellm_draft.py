@@ -150,4 +150,5 @@ class Draft:
         """Name what nothing was said about, so that nothing is lost in silence."""
         for leaf in leaves(self.source.data):
             if not self.told(leaf):
-                self.say("not-imported", leaf, "nothing was made of this")
+                empty = self._at(leaf) in (None, {}, [])
+                self.say("exact" if empty else "not-imported", leaf, "" if empty else "nothing was made of this")

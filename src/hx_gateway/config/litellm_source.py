@@ -22,11 +22,13 @@ class Source:
         data: Everything, merged as LiteLLM does: lists one after the other, anything else of the included file wins.
         places: File, line and column of each part.
         included: ``include`` entries that could not be read, each with the reason.
+        replaced: What an included file's section of the same name takes the place of: path, place, and that file.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[Path, tuple[str, Place]] = field(default_factory=dict)
     included: list[tuple[Path, str]] = field(default_factory=list)
+    replaced: list[tuple[Path, tuple[str, Place], str]] = field(default_factory=list)
 
     def place(self, path: Path) -> tuple[str, Place]:
         """Where ``path``, or what is nearest around it, stands."""
@@ -68,6 +70,8 @@ def _add(source: Source, file: FilePath, content: bytes, chain: tuple[FilePath, 
         if key in shift:
             source.data[key] = [*source.data[key], *value]
             continue
+        for leaf in leaves(source.data.get(key), (key,)) if key in source.data else ():
+            source.replaced.append((leaf, source.place(leaf), name))
         for path in [path for path in source.places if path[0] == key]:
             del source.places[path]
         source.data[key] = value
