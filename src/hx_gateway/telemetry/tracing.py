@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from hx_gateway.telemetry.book import Book
 
 _HEADER = b"traceparent: "
-_PARENT = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\r\n")  # W3C Trace Context, version 00
+_LINE = re.compile(rb"^traceparent: [^\n]*\n", re.MULTILINE)  # not those that merely end with the name, or have it in a value
+_PARENT = re.compile(rb"traceparent: 00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\r\n")  # W3C Trace Context, version 00
 _NOTHING = (b"0" * 32, b"0" * 16)
 
 
@@ -105,13 +106,9 @@ class Tracing:
         """Begin a trace, or do not."""
         pieces = exchange.forward
         lines = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        at = lines.find(_HEADER)
-        if at < 0:
-            if random() < self.share:
-                self._begin(exchange, Trace(), lines)
-            return
-        found = _PARENT.match(lines, at + len(_HEADER))
-        if found is None or found[1] == _NOTHING[0] or found[2] == _NOTHING[1] or lines.count(_HEADER) > 1:
+        theirs = _LINE.findall(lines) if _HEADER in lines else ()
+        found = _PARENT.match(theirs[0]) if len(theirs) == 1 else None
+        if found is None or found[1] == _NOTHING[0] or found[2] == _NOTHING[1]:
             if random() < self.share:  # what is no context begins none
                 self._begin(exchange, Trace(), lines)
         elif int(found[3], 16) & 1:
@@ -157,6 +154,4 @@ def _span_id() -> str:
 
 def _carry(exchange: Exchange, trace: Trace, lines: bytes) -> None:
     """Put the trace into what is sent on, in place of what was there. The list may be another request's, too."""
-    while (at := lines.find(_HEADER)) >= 0:
-        lines = lines[:at] + lines[lines.index(b"\r\n", at) + 2 :]
-    exchange.forward = [lines + trace.line()]
+    exchange.forward = [(_LINE.sub(b"", lines) if _HEADER in lines else lines) + trace.line()]

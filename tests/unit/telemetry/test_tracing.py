@@ -69,6 +69,17 @@ def test_what_is_no_context_begins_none(value: bytes, share: float) -> None:
         assert b"".join(made.forward).count(b"traceparent") == 1
 
 
+@pytest.mark.parametrize("other", [b"x-traceparent: 1\r\n", b"x-note: see traceparent: 1\r\n"])
+def test_a_header_that_looks_like_it_is_left_alone(other: bytes) -> None:
+    stage, _ = tracing()
+    made = exchange(forward=[other + b"accept: */*\r\n"])
+    stage(made)
+    assert made.trace is None and made.forward == [other + b"accept: */*\r\n"]
+    made = exchange(forward=lines(before=other))
+    stage(made)
+    assert made.trace.trace_id == TRACE and b"".join(made.forward) == other + b"tracestate: a=1\r\n" + made.trace.line()
+
+
 def test_chance_decides_where_nobody_has() -> None:
     stage, _ = tracing(0.25)
     traced = 0
