@@ -82,9 +82,10 @@ def restore(
 def _as_service(config: Path | None, command: str, file: Path, writes: bool) -> bool:
     """Do it as the service's user, with its environment, where root asks on a machine with the service; False where that is not so."""
     import os
+    import pwd
     import shutil
 
-    from hx_gateway.ops.host import USER, Host, Refused
+    from hx_gateway.ops.host import USER, Host, Refused, open_unlinked
 
     host = Host()
     release = host.release()
@@ -94,14 +95,20 @@ def _as_service(config: Path | None, command: str, file: Path, writes: bool) -> 
     there = host.state / f".{command}-{os.getpid()}.tar"
     try:
         if not writes:
-            shutil.copyfile(file, there)
-            host.own(there, USER, USER, 0o600)
+            with file.open("rb") as given, open_unlinked(there, os.O_CREAT | os.O_EXCL | os.O_WRONLY, "wb") as stream:
+                owner = pwd.getpwnam(USER)
+                os.fchmod(stream.fileno(), 0o600)
+                os.fchown(stream.fileno(), owner.pw_uid, owner.pw_gid)
+                shutil.copyfileobj(given, stream)
         done = host.gateway(release, command, there, "--config", host.config, within_s=24 * 3600)
         if done.returncode:
             raise Refused(done.stderr.strip().removeprefix("hx-gateway: "))
         if writes:
-            with os.fdopen(os.open(file, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as stream:
-                shutil.copyfileobj(there.open("rb"), stream)
+            beside = file.with_name(f".{file.name}.part")  # made anew: what is there may be readable for others
+            beside.unlink(missing_ok=True)
+            with open_unlinked(there) as given, os.fdopen(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as stream:
+                shutil.copyfileobj(given, stream)
+            beside.replace(file)
         typer.echo(done.stdout.strip().replace(str(there), str(file)))
     except (Refused, OSError) as error:
         _end(str(error))
@@ -123,8 +130,8 @@ def _configure(folder: Path, config: Path | None) -> None:
         if config is None and host.user_known():
             host.write(place, file.read_bytes(), 0o640, USER)
         else:
+            place.touch(mode=0o600)
             place.write_bytes(file.read_bytes())
-            place.chmod(0o600)
         typer.echo(f"{place} brought back")
 
 

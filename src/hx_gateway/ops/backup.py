@@ -78,10 +78,11 @@ def backup(config: GatewayConfig, state: Path, files: Sequence[Path], target: Pa
             "files": sums,
         }
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        unfinished = target.with_name(f".{target.name}.part")
-        with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as stream:
+        parts = [folder / MANIFEST, *sorted(path for path in folder.iterdir() if path.name != MANIFEST)]
+        unfinished = folder / ".part"  # in a folder of our own: beside the target others may have put something of that name
+        with os.fdopen(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as stream:
             with tarfile.open(fileobj=stream, mode="w") as archive:
-                for path in (folder / MANIFEST, *sorted(path for path in folder.iterdir() if path.name != MANIFEST)):
+                for path in parts:
                     archive.add(path, path.name)
             stream.flush()
             os.fsync(stream.fileno())
@@ -100,9 +101,9 @@ def opened(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         folder = Path(made)
         try:
             with tarfile.open(place) as archive:
-                names = [member.name for member in archive.getmembers()]
-                if any(name.startswith(("/", "..")) or "/../" in name for name in names):
-                    raise Refused(f"{place} is no backup of ours: it names files outside of itself")
+                for member in archive.getmembers():
+                    if member.name.startswith("/") or ".." in member.name.split("/") or not (member.isfile() or member.isdir()):
+                        raise Refused(f"{place} is no backup of ours: {member.name!r} leads out of it, or is no file")
                 archive.extractall(folder)  # noqa: S202 # looked at above
             manifest = json.loads((folder / MANIFEST).read_bytes())
         except (tarfile.TarError, OSError, ValueError) as error:
@@ -149,8 +150,8 @@ def restore(config: GatewayConfig, state: Path, folder: Path, manifest: dict[str
             place = state / JOURNAL / segment.name
             place.parent.mkdir(mode=0o700, exist_ok=True)
             if not place.exists():
+                place.touch(mode=0o600)
                 place.write_bytes(segment.read_bytes())
-                place.chmod(0o600)
         said.append(f"{len(segments)} segments of the journal: what the database has of them already is not counted twice")
         files = sorted((folder / _VECTORS).glob("*")) if (folder / _VECTORS).is_dir() else []
         if files:
@@ -297,8 +298,9 @@ def _put_back(copy: Path, path: Path) -> str:
         path.with_name(path.name + left).unlink(missing_ok=True)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part")
+    unfinished.unlink(missing_ok=True)
+    touch(unfinished)
     unfinished.write_bytes(copy.read_bytes())
-    unfinished.chmod(0o600)
     unfinished.replace(path)
     return f"database brought back to {path}{aside}"
 

@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 USER = "hx-gateway"
 """System user and group of the service."""
@@ -179,8 +179,10 @@ class Host:
 
     def log_line(self, text: str) -> None:
         """Add a line with the time (UTC) to the log of deployments, where its folder is there."""
-        with contextlib.suppress(OSError), (self.log / "deploy.log").open("a", encoding="utf-8") as stream:
-            stream.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n")
+        line = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {text}\n"
+        flags = os.O_APPEND | os.O_CREAT | os.O_WRONLY
+        with contextlib.suppress(OSError), open_unlinked(self.log / "deploy.log", flags, "ab") as stream:
+            stream.write(line.encode())
 
     def variables(self) -> dict[str, str]:
         """The environment file as the service gets it, with where it keeps its state."""
@@ -194,6 +196,20 @@ class Host:
         user = USER if self.root == Path("/") else None
         env = {**self.variables(), **({"HX_API_KEY": secret, "MASTER_KEY": secret} if secret else {})}
         return self.run(release / "bin/hx-gateway", *words, user=user, env=env, **how)
+
+
+def open_unlinked(path: Path, flags: int = os.O_RDONLY, mode: str = "rb") -> IO[bytes]:
+    """Open a file in a folder of the service's user: a link there could lead root to what that user may not touch.
+
+    Args:
+        path: The file; one that is made is readable for its owner and group.
+        flags: As `os.open` takes them.
+        mode: As `os.fdopen` takes it.
+
+    Raises:
+        OSError: It is a link, or cannot be opened.
+    """
+    return os.fdopen(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640), mode)
 
 
 def last_words(done: subprocess.CompletedProcess[str], lines: int = 6) -> str:

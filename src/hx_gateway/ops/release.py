@@ -91,10 +91,10 @@ def install(host: Host, source: Source, python: Path) -> Undo:
         options: list[str | Path] = ["--quiet", "--disable-pip-version-check", "--no-input"]
         if source.wheels is not None:
             options += ["--no-index", "-f", source.wheels]
-        elif source.index:
-            options += ["-i", source.index]
         extras = f"[{','.join(source.extras)}]" if source.extras else ""
-        host.do(*tool, "install", *options, f"hx-gateway{extras}=={source.version}", within_s=1800)
+        # An index may have a password in its address, which all may read in the list of processes.
+        env = {**os.environ, "PIP_INDEX_URL": source.index} if source.index else None
+        host.do(*tool, "install", *options, f"hx-gateway{extras}=={source.version}", env=env, within_s=1800)
         said = host.do(path / "bin/hx-gateway", "--version").strip()
         if said != f"hx-gateway {source.version}":
             raise Refused(f"what was installed says it is {said!r}, not {source.version}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from hx_gateway.ops import release as releases
 from hx_gateway.ops.bundle import Source
-from hx_gateway.ops.host import USER, Host, Refused, last_words, owner_of
+from hx_gateway.ops.host import USER, Host, Refused, last_words, open_unlinked, owner_of
 from hx_gateway.ops.plan import Step, Undo
 from hx_gateway.ops.requirements import taken
 from hx_gateway.ops.service import restart, start
@@ -198,7 +198,8 @@ class Deployment:
             self.told += [line for line in done.stdout.splitlines() + done.stderr.splitlines() if line.strip()]
             if not made.exists():
                 raise Refused(f"{self.litellm} could not be imported: {last_words(done)}")
-            content = made.read_bytes()
+            with open_unlinked(made) as stream:
+                content = stream.read()
             made.unlink()
         elif self.config is not None:
             content = self.config.read_bytes()

@@ -18,6 +18,8 @@ from tests.faults.test_housekeeper import running
 from tests.faults.test_switching import counted
 from tests.support.vectors import PAPERS, point
 
+from hx_gateway.ops.backup import opened
+from hx_gateway.ops.host import Refused
 from hx_gateway.stores.vectors.edge import EmbeddedStore
 
 
@@ -68,7 +70,7 @@ def test_what_is_lost_comes_back(engine: str, tmp_path: Path, request: pytest.Fi
         assert done.stdout.endswith("20 points\n")
         refused = command("restore", file, "--config", config, state=tmp_path, database=database)
         assert refused.returncode == 1 and "stop it first" in refused.stderr
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.stat().st_mode & 0o777 == 0o600 and not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     shutil.rmtree(state)
     if engine == "postgres":
         database = request.getfixturevalue("databases").empty()
@@ -80,6 +82,21 @@ def test_what_is_lost_comes_back(engine: str, tmp_path: Path, request: pytest.Fi
     assert counted(url)[:2] == (10, 10)
     listed = json.loads(command("keys", "list", "--json", "--config", config, state=tmp_path, database=database).stdout)["keys"]
     assert [one["name"] for one in listed] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "link"), [("../out", tarfile.REGTYPE, ""), ("a/..", tarfile.DIRTYPE, ""), ("a", tarfile.SYMTYPE, "/tmp")]
+)
+def test_what_leads_out_of_a_backup_is_refused(name: str, kind: bytes, link: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in/backup.tar"
+    with tarfile.open(file, "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, link
+        archive.addfile(member)
+    with pytest.raises(Refused, match="leads out of it"), opened(file):
+        pass
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["backup.tar", "in"]
 
 
 def test_a_damaged_backup_changes_nothing(tmp_path: Path) -> None:

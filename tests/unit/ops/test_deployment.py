@@ -10,7 +10,7 @@ from tests.unit.ops.pretended import BrokenOff, Pretended, source
 
 from hx_gateway.ops import rollback, service, steps
 from hx_gateway.ops.bundle import Source
-from hx_gateway.ops.host import Refused
+from hx_gateway.ops.host import Refused, open_unlinked
 from hx_gateway.ops.install import removal
 from hx_gateway.ops.permissions import deviations, put_right
 from hx_gateway.ops.plan import Failed, carry_out, shown
@@ -198,3 +198,26 @@ def test_modes_for_a_server_and_for_somebody_s_work(tmp_path: Path) -> None:
     put_right(machine.host, "somebody")
     assert config.stat().st_mode & 0o777 == 0o660
     assert machine.host.configuration.stat().st_mode & 0o777 == 0o770
+
+
+def test_the_address_of_an_index_is_in_no_command_and_no_message(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    machine.failing = "hx-gateway=="
+    with pytest.raises(Failed) as failed:
+        deployed(machine, Source("1.0.0", digest="d", index="http://who:word@127.0.0.1:9/simple"))
+    assert "word" not in str(failed.value) and "word" not in str(machine.calls) and any("install" in call for call in machine.calls)
+
+
+def test_what_the_service_s_user_put_in_its_folders_leads_nobody_elsewhere(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    host, victim = machine.host, tmp_path / "victim"
+    victim.write_text("before\n")
+    host.log.mkdir(parents=True)
+    (host.log / "deploy.log").symlink_to(victim)
+    host.log_line("deployed")
+    assert victim.read_text() == "before\n"
+    with pytest.raises(OSError, match="symbolic"):
+        open_unlinked(host.log / "deploy.log")
+    (host.log / "deploy.log").unlink()
+    host.log_line("deployed")
+    assert (host.log / "deploy.log").read_text().endswith("Z deployed\n")
