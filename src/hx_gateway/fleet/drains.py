@@ -86,8 +86,10 @@ class Drains:
             if not self._enter(drained, name, drain):
                 return False
             beside = path.with_suffix(f".{os.getpid()}")
-            beside.write_bytes(msgspec.json.encode(drained))
-            beside.chmod(0o600)
+            with os.fdopen(os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as stream:
+                stream.write(msgspec.json.encode(drained))
+                stream.flush()
+                os.fsync(stream.fileno())  # after a power cut it is this or what was before, never an empty file
             beside.replace(path)
         self.drained = drained
         return True

@@ -36,6 +36,7 @@ def test_what_one_worker_drains_another_hears_of(tmp_path: Path) -> None:
 
 def test_it_is_still_out_of_service_after_a_restart(tmp_path: Path) -> None:
     followed(tmp_path).change("one", Drain("ops", 1))
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600 and {path.name for path in tmp_path.iterdir()} == {FILE, "drained.lock"}
     one = endpoint("one")
     followed(tmp_path).look([one])
     assert one.cool_until_s == inf
