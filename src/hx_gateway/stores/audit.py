@@ -41,6 +41,7 @@ class ShippingDeeds:
             StoreError: The store cannot be used; they wait.
         """
         from hx_gateway.stores.sql.keys import keep_deed
+        from hx_gateway.stores.sql.usage import refused
 
         present = waiting(self.folder)
         for path in present:
@@ -49,6 +50,11 @@ class ShippingDeeds:
             except msgspec.DecodeError:
                 _log.error("%s is no deed and is left out of the audit log", path)
             else:
-                await keep_deed(store, deed)
+                try:
+                    await keep_deed(store, deed)
+                except Exception as error:  # blame: the deed's, behind which the others must not wait, or the store's
+                    if not refused(error):
+                        raise
+                    _log.error("the store does not take the deed in %s, which is left out of the audit log: %s", path, error)
             path.unlink(missing_ok=True)
         return {"deeds": len(present)} if present else None

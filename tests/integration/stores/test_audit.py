@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.faults.conftest import wait_until
 from tests.support.engines import Postgres
@@ -34,10 +35,11 @@ def test_every_kind_of_deed_is_written_down(tmp_path: Path) -> None:
         assert gateway.ask("POST", "/admin/endpoints/one/drain", key=boss["key"])[0] == 200
         assert gateway.ask("POST", "/admin/endpoints/one/undrain")[0] == 200
         assert gateway.ask("POST", "/admin/reload")[0] == 200
+        assert gateway.ask("PUT", "/admin/log-level", {"level": "warning"})[0] == 200
         good = gateway.process.path.read_text()
         gateway.process.path.write_text(good + "\nnonsense: {}\n")
         assert gateway.ask("POST", "/admin/reload", key=boss["key"])[0] == 409
-        wait_until(lambda: len(deeds(gateway)) >= 6, 30)
+        wait_until(lambda: len(deeds(gateway)) >= 7, 30)
         found = {(one["action"], one["subject"], one["actor"], one["result"]): one for one in deeds(gateway)}
         assert {
             ("key.create", "boss", "master", "ok"),
@@ -45,6 +47,7 @@ def test_every_kind_of_deed_is_written_down(tmp_path: Path) -> None:
             ("endpoint.drain", "one", "boss", "ok"),
             ("endpoint.undrain", "one", "master", "ok"),
             ("reload", "", "master", "ok"),
+            ("log.level", "WARNING", "master", "ok"),
             ("reload", "", "boss", "refused"),
         } <= set(found)
         refused = found["reload", "", "boss", "refused"]
@@ -89,10 +92,12 @@ async def test_each_deed_is_kept_once_and_a_broken_one_holds_up_nobody(database_
     audit.note(tmp_path, "boss", "reload", once="the same")
     again = {path: path.read_bytes() for path in audit.waiting(tmp_path)}
     (tmp_path / audit.FOLDER / "0.json").write_bytes(b"no deed")
+    refused = audit.Deed("1", 1 << 63, "boss", "no moment of 64 bits", "", {}, "")
+    (tmp_path / audit.FOLDER / "1.json").write_bytes(msgspec.json.encode(refused))
     store = Store(database_url)
     duty = ShippingDeeds(tmp_path)
     try:
-        assert duty.pending() and await duty.run(store) == {"deeds": 5} and not duty.pending()
+        assert duty.pending() and await duty.run(store) == {"deeds": 6} and not duty.pending()
         for path, data in again.items():  # as if the housekeeper had been killed just before it deleted them
             path.write_bytes(data)
         await duty.run(store)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, BeforeValidator, Field
 
+from hx_gateway.control.audit import audit
 from hx_gateway.control.dependencies import Administrator, GatewayOf
 from hx_gateway.control.openapi import failures
 
@@ -26,9 +27,10 @@ async def level(gateway: GatewayOf, caller: Administrator) -> LogLevel:
     return LogLevel.model_validate({"level": logging.getLevelName(gateway.telemetry.level)})
 
 
-async def change(new: LogLevel, gateway: GatewayOf, caller: Administrator) -> LogLevel:
+async def change(new: LogLevel, request: Request, gateway: GatewayOf, caller: Administrator) -> LogLevel:
     """Change the level that is logged: in all workers within two seconds, until the gateway is started again or the file names another. Needs an admin key."""
     gateway.telemetry.set_level(logging.getLevelNamesMapping()[new.level])
+    audit(gateway, request, caller, "log.level", new.level)
     return new
 
 
