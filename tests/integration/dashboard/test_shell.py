@@ -127,6 +127,11 @@ def test_after_signing_in_one_is_where_one_wanted_to_be_and_nowhere_else(visitor
         assert visitor.post("/ui/login", data={"key": KEY, "next": elsewhere}).headers["location"] == "/ui/fleet"
 
 
+def test_a_form_of_more_fields_than_there_are_is_refused(visitor: httpx.Client) -> None:
+    answer = visitor.post("/ui/login", data={f"field-{number}": "" for number in range(300)})
+    assert answer.status_code == 400 and "at most 200 fields" in answer.text
+
+
 def test_signing_out_ends_the_session_everywhere(gateway: GatewayProcess, admin: httpx.Client) -> None:
     cookies = dict(admin.cookies)
     assert admin.post("/ui/logout", data={"csrf": csrf_of(admin)}).status_code == 303

@@ -154,8 +154,15 @@ def session_in(request: Request) -> Session:
 
 
 async def fields(request: Request) -> dict[str, str]:
-    """The fields of a form; of a name that comes more than once the last."""
-    return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    """The fields of a form; of a name that comes more than once the last.
+
+    Raises:
+        Failure: There are more than any form here has.
+    """
+    try:
+        return dict(parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
+    except ValueError:
+        raise Failure(errors.INVALID_VALUE, f"a form may have at most {_MOST_FIELDS} fields") from None
 
 
 async def _signed_in(request: Request) -> Session:
