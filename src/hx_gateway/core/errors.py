@@ -93,7 +93,6 @@ QUEUE_TIMEOUT = ErrorKind("queue_timeout", 503, "server_error", Blame.FLEET, Fal
 NO_DEPLOYMENT = ErrorKind("no_healthy_deployment", 503, "server_error", Blame.FLEET, False, False, "No deployment of the model can take the request now.")
 OVERLOADED = ErrorKind("overloaded", 503, "server_error", Blame.FLEET, False, False, "The gateway is at its limit of concurrent requests.")
 STORE_UNAVAILABLE = ErrorKind("store_unavailable", 503, "server_error", Blame.GATEWAY, False, False, "What was asked needs a store that cannot be reached now.")
-DRAINING = ErrorKind("draining", 503, "server_error", Blame.FLEET, False, False, "The gateway is shutting down.")
 INSUFFICIENT_QUOTA = ErrorKind("insufficient_quota", 429, "insufficient_quota", Blame.CLIENT, False, False, "The key's budget of the day or month is used up.")
 RATE_LIMITED = ErrorKind("rate_limit_exceeded", 429, "rate_limit_error", Blame.CLIENT, False, False, "More requests, tokens or concurrent requests than the key or the gateway is limited to.")
 CLIENT_CLOSED = ErrorKind("client_closed", 499, "client_closed", Blame.NOBODY, False, False, "The client left before the answer was complete; only logged.")
