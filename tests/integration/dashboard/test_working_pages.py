@@ -197,3 +197,18 @@ def test_sums_can_be_taken_along(gateway: GatewayProcess, admin: httpx.Client) -
     assert sheet.text.splitlines()[0].startswith("at,model,requests")
     assert "Nothing was used like that" in admin.get("/ui/usage?team=nobody").text
     assert admin.get("/ui/usage?span=nonsense&by=nonsense&show=nonsense").status_code == 200
+
+
+def test_a_gateway_without_keys_is_used_and_closed_from_here(tmp_path: Path) -> None:
+    with scripted(models=("tiny",)) as one:
+        config = f'endpoints: {{one: {{url: "{one.url}", provider: openai}}}}\nmodels: {{tiny: {{endpoint: one}}}}\n'
+        with GatewayProcess(config, {"STATE_DIRECTORY": str(tmp_path)}, key="") as gateway, signed_in(gateway, "") as client:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "Say: hello"}]}
+            assert client.post("/ui/playground/chat", json=body).status_code == 200
+            assert "let that be an admin key" in client.get("/ui/keys").text
+            made = client.post("/ui/keys", data={"name": "first", "admin": "on"})
+            key = re.search(r'value="(hx-[\w-]{43})"', made.text)[1]
+            until(lambda: client.get("/ui/keys").status_code == 303)  # who came without a key is asked for one
+            with signed_in(gateway, key) as again:
+                assert "let that be an admin key" not in again.get("/ui/keys").text
+                assert again.post("/ui/playground/chat", json=body).status_code == 200
