@@ -72,8 +72,8 @@ class Fleet:
 
 def serve(dialect: str, port: int, *models: str, token_s: float = 0.0) -> subprocess.Popen[bytes]:
     """A scripted model server in a process of its own."""
-    named = [argument for model in models for argument in ("--model", model)]
-    command = [sys.executable, "-m", "hx_gateway.testing.backend", "--port", str(port), "--dialect", dialect, "--token-s", str(token_s), *named]
+    named = ["--token-s", str(token_s), *(argument for model in models for argument in ("--model", model))]
+    command = [sys.executable, "-m", "hx_gateway.testing.backend", "--port", str(port), "--dialect", dialect, *named]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline().startswith(b"http"), "the model server did not start"
