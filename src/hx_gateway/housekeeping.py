@@ -22,6 +22,7 @@ from hx_gateway.stores.audit import ShippingDeeds
 from hx_gateway.stores.bodies import ShippingBodies
 from hx_gateway.stores.key_usage import Budgets, LastUse
 from hx_gateway.stores.known_keys import KnownKeys
+from hx_gateway.stores.learning import Learning
 from hx_gateway.stores.retention import Retention
 from hx_gateway.stores.served import Served
 from hx_gateway.stores.shipping import Shipping
@@ -83,6 +84,7 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
         Served(folder, url),
         ShippingBodies(folder),
         ShippingDeeds(folder),
+        Learning(config, folder),
     ]
     if settings.enabled:
         found += [Budgets(config, folder, url), LastUse(folder, url)]

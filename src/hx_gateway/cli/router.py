@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from hx_gateway.cli.router_live import COMMANDS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -167,4 +169,6 @@ def group() -> typer.Typer:
     several = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     for command in (train, evaluate, show):
         several.command()(command)
+    for live, name in COMMANDS:
+        several.command(name)(live)
     return several

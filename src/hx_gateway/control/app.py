@@ -12,7 +12,7 @@ from hx_gateway.control.cors import cors_policy
 from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
-from hx_gateway.control.routes import docs, endpoints, forward, health, keys, logs, metrics, models, rag, routing, usage
+from hx_gateway.control.routes import docs, endpoints, feedback, forward, health, keys, logs, metrics, models, rag, routing, usage
 from hx_gateway.control.siblings import Siblings
 
 _ABOUT = "One OpenAI-compatible door to a private fleet of model servers."
@@ -65,6 +65,7 @@ def create_app(gateway: Gateway) -> ControlApp:
     app.include_router(endpoints.router())
     app.include_router(keys.router())
     app.include_router(usage.router())
+    app.include_router(feedback.router())
     app.include_router(rag.router())
     shell.mounted(app, gateway)
     app.router.routes.extend(forward.routes())  # last: it takes every path below /v1

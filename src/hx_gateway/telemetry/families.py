@@ -118,6 +118,14 @@ FAMILIES: dict[str, Family] = {
             "What the router would reckon now for a request of 1,000 tokens: seconds of each term, times its weight.",
             ("target", "model", "endpoint", "term"),
         ),
+        # Groups that learn
+        Family("hx_gateway_learned_decisions", "counter", "Prompts of groups that learn, by the model that came first (empty where the policy decided) and by what decided: share, quality, term, order, explore.", ("group", "model", "rule")),
+        Family("hx_gateway_learned_artifact_info", "max", "Always 1; which artifact is champion or challenger of a group; an empty version was not trained.", ("group", "role", "version")),
+        Family("hx_gateway_learned_judged", "max", "Judged answers that a group has learned from.", ("group",)),
+        Family("hx_gateway_learned_trial", "max", "Judged answers in which champion and challenger are compared now.", ("group",)),
+        Family("hx_gateway_learned_lead", "max", "By how much the challenger's mean squared error is smaller than the champion's in those; negative where it is larger.", ("group",)),
+        Family("hx_gateway_learned_changes", "max", "Artifacts that were promoted, demoted or retired, of the latest hundred events.", ("group",)),
+        Family("hx_gateway_feedback", "max", "Feedback on answers that this machine's housekeeper brought into the store, or left out.", ("result",)),
         # What is kept
         Family("hx_gateway_cache_requests", "counter", "Requests that may be answered from the cache: hit in memory, hit_redis, miss, or shared with another under way.", ("route", "result")),
         Family("hx_gateway_cache_bytes", "sum", "Memory that cached answers take."),

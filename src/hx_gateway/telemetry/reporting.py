@@ -62,6 +62,10 @@ def counted(observed: Observed) -> Iterator[Sample]:
     for labels, count in list(backing.shelf.counts.items()):
         yield "hx_gateway_cache_requests", labels, count
     yield "hx_gateway_cache_evictions", (), backing.shelf.evicted
+    proxy: Any = observed.proxy
+    for group, learned in proxy.learned.items():
+        for (model, rule), count in list(learned.counts.items()):
+            yield "hx_gateway_learned_decisions", (group, model, rule), count
     if backing.redis is not None:
         yield "hx_gateway_redis_losses", (), backing.redis.losses
     ledger = backing.ledger
@@ -183,3 +187,13 @@ def kept(state: dict[str, Any] | None) -> Iterator[Sample]:
         yield "hx_gateway_duty_failing", (duty,), float(bool(facts["error"]))
         if facts["ok_ms"]:
             yield "hx_gateway_duty_success_timestamp_seconds", (duty,), facts["ok_ms"] / 1000.0
+    learning = state["duties"].get("learn", {})
+    for result in ("feedback", "refused"):
+        if result in learning:
+            yield "hx_gateway_feedback", ("kept" if result == "feedback" else result,), learning[result]
+    for group, facts in learning.get("groups", {}).items():
+        for role in ("champion", "challenger"):
+            if facts[role] is not None:
+                yield "hx_gateway_learned_artifact_info", (group, role, facts[role]), 1.0
+        for name in ("judged", "trial", "lead", "changes"):
+            yield f"hx_gateway_learned_{name}", (group,), facts[name]

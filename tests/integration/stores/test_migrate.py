@@ -21,12 +21,28 @@ from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.stores.sql import migrate, usage
 from hx_gateway.stores.sql.engine import Store
 from hx_gateway.stores.sql.migrate import Moved, Refused
-from hx_gateway.stores.sql.schema import AUDIT, BODIES, JOURNAL_POSITIONS, KEYS, REGISTRY, USAGE, USAGE_DAILY, USAGE_HOURLY, VERSIONS
+from hx_gateway.stores.sql.schema import (
+    ARTIFACTS,
+    AUDIT,
+    BODIES,
+    FEEDBACK,
+    JOURNAL_POSITIONS,
+    KEYS,
+    LEARNED,
+    REGISTRY,
+    ROUTED,
+    USAGE,
+    USAGE_DAILY,
+    USAGE_HOURLY,
+    VERSIONS,
+)
 from hx_gateway.stores.sql.upgrade import upgrade
 
 DAY_MS = 86_400_000
 BEGIN_MS = 1_735_689_600_000  # 2025-01-01
-TABLES = ["usage", "usage_hourly", "usage_daily", "bodies", "audit", "registry", "versions", "keys"]
+TABLES = [
+    "usage", "usage_hourly", "usage_daily", "bodies", "routed", "feedback", "artifacts", "learned", "audit", "registry", "versions", "keys",
+]  # fmt: skip
 COMMAND = [sys.executable, "-m", "hx_gateway", "migrate"]
 
 
@@ -62,6 +78,12 @@ async def filled(store: Store, rows: list[UsageRecord]) -> None:
             deed = {"actor": "a", "action": "b", "subject": "c", "detail": '{"x": null}', "address": ""}
             await connection.execute(insert(AUDIT).values(id=new_id(number), at_ms=number, **deed))
             await connection.execute(insert(BODIES).values(id=rows[number].id, at_ms=rows[number].at_ms, request=b"\0\xff", response=None))
+            routed = {"grp": "g", "model": "m", "features": b"\0\1", "detail": "{}"}
+            await connection.execute(insert(ROUTED).values(id=rows[number].id, at_ms=rows[number].at_ms, **routed))
+            judged = {"grp": "g", "model": "m", "key_name": "k", "score": 0.5, "comment": "", "applied": number or None}
+            await connection.execute(insert(FEEDBACK).values(id=rows[number].id, at_ms=number, **judged))
+        await connection.execute(insert(ARTIFACTS).values(grp="g", version="ab", created_ms=1, data=b"\0\xff"))
+        await connection.execute(insert(LEARNED).values(grp="g", revision=3, standing=b"\0", updated_ms=1))
         await connection.execute(update(VERSIONS).values(value=7))
         served = {"provider": "ollama", "digest": "d", "capabilities": "[]", "context_length": None, "first_seen_ms": 1, "seen_ms": 2}
         await connection.execute(insert(REGISTRY).values(name="n", endpoint="e", model="m", **served))
@@ -104,7 +126,7 @@ async def test_there_and_back_again(old: Store, empty_postgres_url: str, tmp_pat
     # Bit by bit, and not only by the sums that the migration itself makes.
     copy = Store(f"sqlite:///{tmp_path / 'new.db'}")
     try:
-        for table in (USAGE, USAGE_HOURLY, BODIES, AUDIT, REGISTRY, VERSIONS, KEYS):
+        for table in (USAGE, USAGE_HOURLY, BODIES, ROUTED, FEEDBACK, ARTIFACTS, LEARNED, AUDIT, REGISTRY, VERSIONS, KEYS):
             async with old.reading() as one, copy.reading() as other:
                 rows = select(table).order_by(*table.primary_key.columns)
                 assert (await one.execute(rows)).all() == (await other.execute(rows)).all()
@@ -253,7 +275,8 @@ async def test_the_command(old: Store, empty_postgres_url: str, tmp_path: Path) 
     dry = ran("--from", old.url, "--to", empty_postgres_url, "--dry-run", "--json")
     assert json.loads(dry.stdout) == {
         "rows": {"usage": [2500, 0], "usage_hourly": [await count(old.url, USAGE_HOURLY), 0],
-                 "usage_daily": [await count(old.url, USAGE_DAILY), 0], "bodies": [7, 0], "audit": [7, 0],
+                 "usage_daily": [await count(old.url, USAGE_DAILY), 0], "bodies": [7, 0], "routed": [7, 0],
+                 "feedback": [7, 0], "artifacts": [1, 0], "learned": [1, 0], "audit": [7, 0],
                  "registry": [1, 0], "versions": [1, 0], "keys": [7, 0]},
         "begun": False,
     }  # fmt: skip

@@ -27,6 +27,7 @@ OF_STEP = {
     "0002": [schema.USAGE, schema.USAGE_HOURLY, schema.JOURNAL_POSITIONS],
     "0003": [schema.BODIES, schema.REGISTRY],
     "0004": [schema.USAGE_DAILY],
+    "0005": [schema.ROUTED, schema.FEEDBACK, schema.ARTIFACTS, schema.LEARNED],
 }
 
 

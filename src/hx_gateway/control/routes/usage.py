@@ -49,7 +49,7 @@ _UNSURE_MS = 1000  # what came while the journal was last read may not have been
 _SHEET: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
 
 
-async def _ask(gateway: Gateway, caller: Identity | None, work: Callable[[AsyncConnection], Awaitable[_Answer]]) -> _Answer:
+async def ask(gateway: Gateway, caller: Identity | None, work: Callable[[AsyncConnection], Awaitable[_Answer]]) -> _Answer:
     """Let the store answer, but do not wait long for one that cannot.
 
     Raises:
@@ -134,7 +134,7 @@ async def _report(gateway: Gateway, caller: Identity | None, asked: Filter, by: 
         return await reports.usage(connection, asked, groups, bucket or None, limit + 1)
 
     as_of = _as_of(gateway)
-    rows = [usage_row(row) for row in await _ask(gateway, caller, sums)]
+    rows = [usage_row(row) for row in await ask(gateway, caller, sums)]
     if form == "csv":
         shown = [name for name in UsageRow.model_fields if name not in GROUPS and (name != "at" or bucket) or name in groups]
         return _sheet("usage", csv_writer(shown)(rows[:limit]))
@@ -185,7 +185,7 @@ async def log(
 
             return await reports.page(connection, asked, place, size)
 
-        return await _ask(gateway, caller, read)
+        return await ask(gateway, caller, read)
 
     as_of = _as_of(gateway)
     if form == "json":
@@ -217,7 +217,7 @@ async def story(id: str, request: Request, gateway: GatewayOf, caller: Caller) -
 
         return await reports.one(connection, id)
 
-    row = await _ask(gateway, caller, read)
+    row = await ask(gateway, caller, read)
     if row is None or (caller is not None and not caller.admin and row["key_name"] != caller.name):
         raise Failure(
             errors.NOT_FOUND, f"id: no request {id!r} is in the log; it may arrive within seconds, or be past its retention", param="id"

@@ -15,7 +15,21 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, Text, delete, func, 
 from hx_gateway.stores.known_keys import place_of
 from hx_gateway.stores.sql import partitions
 from hx_gateway.stores.sql.engine import Store, StoreError
-from hx_gateway.stores.sql.schema import AUDIT, BODIES, JOURNAL_POSITIONS, KEYS, REGISTRY, USAGE, USAGE_DAILY, USAGE_HOURLY, VERSIONS
+from hx_gateway.stores.sql.schema import (
+    ARTIFACTS,
+    AUDIT,
+    BODIES,
+    FEEDBACK,
+    JOURNAL_POSITIONS,
+    KEYS,
+    LEARNED,
+    REGISTRY,
+    ROUTED,
+    USAGE,
+    USAGE_DAILY,
+    USAGE_HOURLY,
+    VERSIONS,
+)
 from hx_gateway.stores.sql.upgrade import newest, opened, ready, revision_of
 
 if TYPE_CHECKING:
@@ -55,6 +69,10 @@ _PLANS = (
     _Plan(USAGE_HOURLY, USAGE_HOURLY.c.hour_ms, func.coalesce(func.sum(USAGE_HOURLY.c.requests), 0), 5000),
     _Plan(USAGE_DAILY, USAGE_DAILY.c.day_ms, func.coalesce(func.sum(USAGE_DAILY.c.requests), 0), 5000),
     _Plan(BODIES, BODIES.c.at_ms, _COUNT, 50),
+    _Plan(ROUTED, ROUTED.c.at_ms, _COUNT, 1000),
+    _Plan(FEEDBACK, None, _COUNT + func.count(FEEDBACK.c.applied), 5000),
+    _Plan(ARTIFACTS, None, _COUNT, 5),
+    _Plan(LEARNED, None, func.coalesce(func.sum(LEARNED.c.revision), 0), 5),
     _Plan(AUDIT, None, _COUNT, 5000),
     _Plan(REGISTRY, None, _COUNT, 5000),
     _Plan(VERSIONS, None, _COUNT, 5000),

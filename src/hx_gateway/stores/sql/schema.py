@@ -178,3 +178,55 @@ REGISTRY = Table(
     PrimaryKeyConstraint("name", "endpoint", "model", name="registry_pkey"),
 )
 """The models that were served, and where."""
+
+ROUTED = Table(
+    "routed",
+    METADATA,
+    _column("id"),  # of the row in `usage`
+    _column("at_ms", BigInteger),
+    _column("grp"),
+    _column("model"),  # that answered
+    _column("features", LargeBinary),  # `routing.learned.features.Features.pack`: hashes, no text
+    _column("detail"),  # JSON: what decided, and what was expected
+    PrimaryKeyConstraint("id", name="routed_pkey"),
+    Index("routed_by_time", "at_ms"),
+)
+"""Decisions of groups that learn, written in the transaction that inserts their rows of `usage`."""
+
+FEEDBACK = Table(
+    "feedback",
+    METADATA,
+    _column("id"),  # of the row in `usage`
+    _column("at_ms", BigInteger),
+    _column("grp"),
+    _column("model"),
+    _column("key_name"),  # who judged
+    _column("score", Double),
+    _column("comment"),
+    _column("applied", BigInteger, null=True),  # its turn: the same answers in this order give the same scorer
+    PrimaryKeyConstraint("id", name="feedback_pkey"),
+    Index("feedback_by_turn", "grp", "applied", "at_ms"),
+)
+"""How good answers were."""
+
+ARTIFACTS = Table(
+    "artifacts",
+    METADATA,
+    _column("grp"),
+    _column("version"),
+    _column("created_ms", BigInteger),
+    _column("data", LargeBinary),
+    PrimaryKeyConstraint("grp", "version", name="artifacts_pkey"),
+)
+"""Scorers that were trained, as their files."""
+
+LEARNED = Table(
+    "learned",
+    METADATA,
+    _column("grp"),
+    _column("revision", BigInteger),
+    _column("standing", LargeBinary),  # `stores.learned_files.Standing`
+    _column("updated_ms", BigInteger),
+    PrimaryKeyConstraint("grp", name="learned_pkey"),
+)
+"""Where the learning of each group stands; whoever raises the revision by one has written it."""

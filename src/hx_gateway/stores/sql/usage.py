@@ -17,6 +17,7 @@ from sqlalchemy.exc import DataError, IntegrityError
 
 from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.stores.sql.engine import Store, StoreError
+from hx_gateway.stores.sql.routed import keep_routed
 from hx_gateway.stores.sql.schema import DIMENSIONS, JOURNAL_POSITIONS, USAGE, USAGE_DAILY, USAGE_HOURLY
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ async def keep(store: Store, segment: str, before: int, end: int, records: Seque
         if not rows:
             return 0
         new = await _inserted(connection, store.kind, rows)
+        if routed := [record for record in records if record.learned]:
+            await keep_routed(connection, routed, {row[0] for row in new})
         if sums := hourly(new):
             for table, rolled_up in ((USAGE_HOURLY, sums), (USAGE_DAILY, daily(sums))):
                 upsert = _insert(connection, table)
