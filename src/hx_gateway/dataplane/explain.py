@@ -49,7 +49,7 @@ def told(exchange: Exchange, ask: Ask, decision: Decision, shown: bool) -> dict[
 
 
 Remembered = tuple[str, str, str, Deployment, int, str, Decision | None]
-"""Request, name, policy, deployment, number of the attempt, reason, and while there was time for it everything that was weighed."""
+"""Request, name, policy, deployment, number of the attempt, reason, and while there was time and room for it everything that was weighed."""
 
 
 def remembered(choices: Iterable[Remembered], whole: bool = False) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def remembered(choices: Iterable[Remembered], whole: bool = False) -> list[dict[
         }
         if whole:
             one["explanation"] = None
-            if decision is not None:
+            if decision is not None and decision.candidates:
                 names = {candidate.deployment: candidate.deployment.endpoint.name for candidate in decision.candidates}
                 one["explanation"] = _reasons(decision, names, False)
         found.append(one)

@@ -18,7 +18,7 @@ from hx_gateway.dataplane.learned import learning_ask
 from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.dataplane.run import Run
 from hx_gateway.routing.ask import Ask
-from hx_gateway.routing.router import Router
+from hx_gateway.routing.router import Decision, Router
 
 if TYPE_CHECKING:
     from hx_gateway.dataplane.explain import Remembered
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 DECISIONS = 2000
 _EXPLAINED = 5  # choices of which all that was weighed is kept, between two sweeps
+_WEIGHED = 20_000  # deployments that were weighed, in all that is kept: about half a kilobyte each
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +52,7 @@ class Proxy:
     __slots__ = (
         "_hearing",
         "_observers",
+        "_weighed",
         "alarm",
         "decisions",
         "explained",
@@ -90,6 +92,7 @@ class Proxy:
         self.find = find
         self.decisions: deque[Remembered] = deque(maxlen=DECISIONS)  # the latest choices, to be read back by id
         self.explained = _EXPLAINED
+        self._weighed: deque[Decision] = deque(maxlen=DECISIONS)
         self.waiting: set[Run] = set()  # streams without a first byte
         self.plain: dict[Target, Ask] = {}  # of names whose policy asks nothing of the request; emptied on reload
         self.learned: Mapping[str, Learned] = {}  # by group, those that learn
@@ -130,6 +133,15 @@ class Proxy:
         if self.heartbeat_s:
             run.beat_s = now_s
             self.waiting.add(run)
+
+    def weighing(self, target: Target) -> Decision:
+        """A decision that is to say all that is weighed for it; the oldest ones forget that, where so many deployments were that it adds up."""
+        self.explained -= 1
+        kept, decision = self._weighed, Decision(target.policy)
+        while kept and len(kept) >= _WEIGHED // max(1, len(target.deployments)):
+            kept.popleft().candidates = []
+        kept.append(decision)
+        return decision
 
     def sweep(self, now_s: float) -> None:
         """Send a sign of life to those who have waited long, and away those who waited too long."""

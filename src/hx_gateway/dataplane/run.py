@@ -18,7 +18,6 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.openai.answers import as_stream
 from hx_gateway.openai.sse import error_event
 from hx_gateway.openai.usage import estimate
-from hx_gateway.routing.router import Decision
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Target
@@ -48,10 +47,7 @@ class Run(Passage):
             router = proxy.router
             # Who comes while others wait for the same name waits behind them.
             behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
-            decision = None
-            if proxy.explained:  # while there is time for it: for some of many requests
-                proxy.explained -= 1
-                decision = Decision(ask.target.policy)
+            decision = proxy.weighing(ask.target) if proxy.explained else None  # while there is time for it: for some of many requests
             deployment = None if behind else router.choose(ask, now_s, decision)
             if deployment is None:
                 self._nowhere(last, now_s)
