@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 _LOOK_S = 0.5
 _TRIES = 3
-_FIXED = ("service", "cors", "monitoring", "storage")
-_FREE = (("monitoring", "log_level"), ("monitoring", "access_log_per_second"))
+_FIXED = ("service", "cors", "monitoring", "storage", "ledger")
+_FREE = (
+    ("monitoring", "log_level"),
+    ("monitoring", "access_log_per_second"),
+    ("ledger", "bodies"),
+    ("ledger", "end_user_keys"),
+    ("ledger", "end_user_header"),
+)
 _log = logging.getLogger(__name__)
 
 

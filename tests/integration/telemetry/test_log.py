@@ -76,4 +76,6 @@ def test_the_level_is_changed_in_all_workers_while_they_run(gateway: tuple[Gatew
     known = len(requests(process))
     answered = chat(process.port, "heard").header("x-request-id")
     wait_until(lambda: answered in {line["id"] for line in requests(process)[known:]}, 20)
-    assert "at the next start: monitoring" not in process.log
+    assert "at the next start" not in process.log
+    process.path.write_text(CONFIG.format(url=url, level="INFO") + "ledger: {retention_days: 9, end_user_keys: [someone]}\n")
+    wait_until(lambda: "at the next start: ledger" in process.log, 30)
