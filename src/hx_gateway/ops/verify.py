@@ -9,6 +9,7 @@ from typing import Any
 from hx_gateway.config.crosscheck import public_names
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.ops import verify_gateway as whole
+from hx_gateway.ops.scrape import Scrape
 from hx_gateway.ops.verify_client import Client
 from hx_gateway.ops.verify_names import Name
 from hx_gateway.ops.verify_report import Fault, Report, Result, Skipped
@@ -90,7 +91,7 @@ def run(
     by_name = {target["name"]: target for target in told["models"]}
     whole.endpoints(client, report, told)
     before = client.ask("GET", "/metrics")
-    metrics = before.body.decode() if before.status == 200 else None
+    metrics = Scrape(before.body.decode()) if before.status == 200 else None
     for name, entry in names.items():
         about = entry["hx"]
         Name(

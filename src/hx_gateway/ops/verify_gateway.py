@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from hx_gateway.ops.scrape import Scrape
 from hx_gateway.ops.verify_client import Client, vectors
-from hx_gateway.ops.verify_names import chat_body, labelled
+from hx_gateway.ops.verify_names import chat_body
 from hx_gateway.ops.verify_report import Fault, Report, Skipped
 
 OVERHEAD_S = 0.1
@@ -178,15 +179,17 @@ def _found(client: Client, where: dict[str, str], text: str) -> list[str]:
     return [str(hit["payload"]["document"]) for hit in result["points"]]
 
 
-def counters(client: Client, report: Report, before: str) -> str:
+def scraped(client: Client) -> Scrape:
+    """The metrics of this moment."""
+    return Scrape(client.ask("GET", "/metrics").wanted().body.decode())
+
+
+def counters(client: Client, report: Report, before: Scrape) -> str:
     """What was sent to each name stands in the metrics."""
-    give_up_s = time.monotonic() + _HEARD_S
+    give_up_s, family = time.monotonic() + _HEARD_S, "hx_gateway_requests_total"
     while True:
-        now = client.ask("GET", "/metrics").wanted().body.decode()
-        seen = {
-            name: sum(labelled(text, "hx_gateway_requests_total", target=name) * sign for text, sign in ((now, 1), (before, -1)))
-            for name in report.counters
-        }
+        now = scraped(client)
+        seen = {name: now.sum(family, target=name) - before.sum(family, target=name) for name in report.counters}
         short = [name for name, (sent, _) in report.counters.items() if seen[name] < sent]
         if not short:
             return ", ".join(f"{name} {well}/{sent}" for name, (sent, well) in report.counters.items())
@@ -197,21 +200,18 @@ def counters(client: Client, report: Report, before: str) -> str:
 
 def ledger(client: Client) -> str:
     """No record of usage was lost, and the database takes them."""
-    text = client.ask("GET", "/metrics").wanted().body.decode()
-    if lost := labelled(text, "hx_gateway_journal_lost_total"):
+    now = scraped(client)
+    if lost := now.sum("hx_gateway_journal_lost_total"):
         raise Fault(f"{lost:g} usage records could not be written since the start: is the disk full?")
-    if "\nhx_gateway_store_up 0" in text:
+    if now.labels("hx_gateway_store_up") and not now.sum("hx_gateway_store_up"):
         raise Fault("the database cannot be used now (hx_gateway_store_up is 0); records wait in the journal")
-    return f"{labelled(text, 'hx_gateway_journal_records_total'):g} records, none lost"
+    return f"{now.sum('hx_gateway_journal_records_total'):g} records, none lost"
 
 
-def overhead(client: Client, before: str) -> str:
+def overhead(client: Client, before: Scrape) -> str:
     """What the gateway itself added to the answers of these checks, on average."""
-    now = client.ask("GET", "/metrics").wanted().body.decode()
-    total_s, count = (
-        labelled(now, f"hx_gateway_overhead_seconds_{part}") - labelled(before, f"hx_gateway_overhead_seconds_{part}")
-        for part in ("sum", "count")
-    )
+    now = scraped(client)
+    total_s, count = (now.sum(name) - before.sum(name) for name in ("hx_gateway_overhead_seconds_sum", "hx_gateway_overhead_seconds_count"))
     if count < 1:
         raise Skipped("no whole answer was measured")
     if (mean_s := total_s / count) > OVERHEAD_S:

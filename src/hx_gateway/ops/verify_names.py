@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -210,13 +209,3 @@ class Name:
 
 def _cannot() -> str:
     raise Skipped("its servers say that it cannot chat, and nobody says that it embeds")
-
-
-def labelled(text: str, name: str, **labels: str) -> float:
-    """The sum of a metric's samples with those labels, in Prometheus' text format; 0 where there is none."""
-    wanted = [f"{label}={json.dumps(value, ensure_ascii=False)}" for label, value in labels.items()]
-    return sum(
-        float(line.rsplit(" ", 1)[1])
-        for line in text.splitlines()
-        if line.startswith((name + "{", name + " ")) and all(one in line for one in wanted)
-    )

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from tests.faults.conftest import wait_until
+from tests.integration.ops.conftest import Fleet, config_for
 from tests.support.background import Scripted
 from tests.support.gateway import KEY, GatewayProcess, free_port
 
@@ -22,20 +22,6 @@ from hx_gateway.ops.verify_node import run_node
 from hx_gateway.ops.verify_report import Report
 from hx_gateway.testing.script import Model
 
-CONFIG = """
-endpoints:
-  one: {{url: "{one}", provider: openai, discover: false}}
-  two: {{url: "{two}", provider: openai, discover: false}}
-models:
-  small: {{endpoints: [one, two], upstream_model: "tiny:1b", mode: chat}}
-  large: {{endpoint: one, upstream_model: "tiny:1b", mode: chat}}
-  emb-premium: {{endpoint: one, upstream_model: vectors, mode: embedding, dimensions: 16}}
-groups:
-  hx-chat: {{models: [small, large], tier: balanced}}
-aliases: {{gpt-4o: hx-chat}}
-load_balancer: {{algorithm: round_robin, health_check_interval: 0.5, circuit_breaker_threshold: 1000}}
-storage: {{state_directory: "{state}"}}
-"""
 WHOLE = Expect(
     names=("small", "large", "emb-premium", "hx-chat", "gpt-4o"),
     dimensions={"emb-premium": 16},
@@ -44,50 +30,8 @@ WHOLE = Expect(
 )
 
 
-class Fleet:
-    """A gateway before two scripted servers that can be made to misbehave."""
-
-    def __init__(self, gateway: GatewayProcess, servers: dict[str, Scripted]) -> None:
-        self.gateway = gateway
-        self.servers = servers
-
-    def fail(self, name: str, fault: str | None) -> None:
-        server = self.servers[name]
-
-        async def change() -> None:
-            assert server.backend is not None
-            server.backend.fault = fault
-
-        server.run(change)
-
-    def verify(self, expect: Expect = WHOLE) -> Report:
-        return run(self.gateway.url, KEY, expect, timeout_s=20)
-
-
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, Scripted]]:
-    models = (Model("tiny:1b", ("completion",)), Model("vectors", ("embedding",)))
-    found = {name: Scripted("openai", models=models) for name in ("one", "two")}
-    with found["one"], found["two"]:
-        yield found
-
-
-def config_for(servers: dict[str, Scripted], state: Path, more: str = "") -> str:
-    one, two = (server.backend.url for server in servers.values() if server.backend is not None)
-    return CONFIG.format(one=one, two=two, state=state) + more
-
-
-@pytest.fixture(scope="module")
-def shared(servers: dict[str, Scripted], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with GatewayProcess(config_for(servers, tmp_path_factory.mktemp("state"))) as gateway:
-        yield Fleet(gateway, servers)
-
-
-@pytest.fixture
-def fleet(shared: Fleet) -> Iterator[Fleet]:
-    yield shared
-    for name in shared.servers:
-        shared.fail(name, None)
+def verify(fleet: Fleet, expect: Expect = WHOLE) -> Report:
+    return run(fleet.gateway.url, KEY, expect, timeout_s=20)
 
 
 def failed(report: Report) -> dict[tuple[str, str], str]:
@@ -96,7 +40,7 @@ def failed(report: Report) -> dict[tuple[str, str], str]:
 
 
 def test_nothing_is_found_where_nothing_is_wrong(fleet: Fleet) -> None:
-    report = fleet.verify()
+    report = verify(fleet)
     assert report.ok, report.failures
     passed = {(one.check, one.subject) for one in report.results if one.state == "passed"}
     assert passed >= {
@@ -124,7 +68,7 @@ PLANTED = {
 def test_a_fault_of_a_server_is_named(fleet: Fleet, fault: str) -> None:
     check, words = PLANTED[fault]
     fleet.fail("one", f"{fault} after=2 status=502" if fault == "status" else fault)
-    found = failed(fleet.verify())
+    found = failed(verify(fleet))
     assert words in found[check], found
 
 
@@ -132,7 +76,7 @@ def test_a_dead_server_is_named_though_others_stand_in(fleet: Fleet) -> None:
     fleet.fail("two", "refuse")
     client = Client(fleet.gateway.url, KEY)
     wait_until(lambda: client.ask("GET", "/admin/endpoints").json()["data"][1]["healthy"] is False)
-    report = fleet.verify()
+    report = verify(fleet)
     assert set(failed(report)) == {("endpoint", "two")}, "what others can serve goes on"
     assert "refused" in failed(report)["endpoint", "two"]
     fleet.fail("two", None)
@@ -141,10 +85,11 @@ def test_a_dead_server_is_named_though_others_stand_in(fleet: Fleet) -> None:
 
 def test_what_the_configuration_promises_must_be_there(fleet: Fleet) -> None:
     found = failed(
-        fleet.verify(
+        verify(
+            fleet,
             Expect(
                 names=("hx-chat-premium",), dimensions={"emb-premium": 1024}, members={"hx-chat": frozenset({"mistral"})}, stores=("redis",)
-            )
+            ),
         )
     )
     assert set(found) == {("listed", "hx-chat-premium"), ("embeddings", "emb-premium"), ("available", "hx-chat"), ("store", "redis")}
