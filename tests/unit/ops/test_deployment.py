@@ -175,6 +175,24 @@ def test_to_litellm_and_back(tmp_path: Path) -> None:
     assert deployed(machine) == 0
 
 
+def test_a_litellm_file_is_imported_and_its_secrets_go_to_the_environment(tmp_path: Path) -> None:
+    theirs = tmp_path / "config.yaml"
+    theirs.write_text(
+        "model_list: [{model_name: m, litellm_params: {model: openai/m, api_base: 'http://llm-01:1/v1', api_key: written-out}}]\n"
+        "general_settings: {master_key: os.environ/THEIR_KEY}\nrouter_settings: {model_group: {g: [m]}}\n"
+    )
+    machine = Pretended(tmp_path)
+    host = machine.host
+    host.environment.parent.mkdir(parents=True)
+    host.environment.write_text("THEIR_KEY=mine\n")
+    assert deployed(machine, litellm=theirs) > 0
+    assert host.variables()["LLM_01_API_KEY"] == "written-out" and host.variables()["THEIR_KEY"] == "mine"
+    made = host.config.read_text()
+    assert "env:LLM_01_API_KEY" in made and "g: {models: [m]}" in made and "written-out" not in made
+    assert not list(host.state.glob("imported*"))
+    assert deployed(machine, litellm=theirs) == 0
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_uninstall(keep: bool, tmp_path: Path) -> None:
     machine = Pretended(tmp_path)
@@ -204,8 +222,8 @@ def test_the_address_of_an_index_is_in_no_command_and_no_message(tmp_path: Path)
     machine = Pretended(tmp_path)
     machine.failing = "hx-gateway=="
     with pytest.raises(Failed) as failed:
-        deployed(machine, Source("1.0.0", digest="d", index="http://who:word@127.0.0.1:9/simple"))
-    assert "word" not in str(failed.value) and "word" not in str(machine.calls) and any("install" in call for call in machine.calls)
+        deployed(machine, Source("1.0.0", digest="d", index="http://who:pw@127.0.0.1:9/simple"))
+    assert "pw@" not in str(failed.value) + str(machine.calls) and any("install" in call for call in machine.calls)
 
 
 def test_what_the_service_s_user_put_in_its_folders_leads_nobody_elsewhere(tmp_path: Path) -> None:
