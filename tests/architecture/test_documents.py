@@ -84,7 +84,7 @@ def test_every_command_of_the_documents_exists() -> None:
         content = path.read_text(encoding="utf-8")
         for target in re.findall(r"(?:^|`)make ([a-z-]+)", content, re.MULTILINE):
             assert target in targets, f"{shown(path)}: there is no make {target}"
-        for command in re.findall(r"(?:^|[`/])hx-gateway ([a-z]+)", content, re.MULTILINE):
+        for command in re.findall(r"(?:^|[`/])hx-gateway ([a-z]+(?:-[a-z]+)*)", content, re.MULTILINE):
             assert command in commands, f"{shown(path)}: there is no hx-gateway {command}"
 
 

@@ -22,6 +22,7 @@ __all__ = ["OPEN", "Imported", "load"]
 
 _SECTIONS = ("model_list", "litellm_settings", "router_settings", "general_settings", "environment_variables", "credential_list", "include")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_BARE = re.compile(r"[A-Za-z0-9_./:@%+=,-]*")
 _HEAD = """\
 # Configuration of HX Gateway, made from {name} by `hx-gateway import-litellm`.
 # What needs a look is in the report; every setting: `hx-gateway schema`. Secrets are in the environment file beside it.
@@ -172,5 +173,7 @@ def _flow(value: Any) -> str:
 
 
 def _shell(value: str) -> str:
-    """``value`` in double quotes, as a shell and systemd's EnvironmentFile both read it."""
-    return '"' + re.sub(r'([\\"$`])', r"\\\1", value) + '"'
+    """``value`` as a shell and systemd's EnvironmentFile both read it."""
+    if _BARE.fullmatch(value):
+        return value
+    return f"'{value}'" if "'" not in value else '"' + re.sub(r'([\\"$`])', r"\\\1", value) + '"'

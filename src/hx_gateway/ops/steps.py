@@ -13,7 +13,7 @@ from typing import Any
 
 from hx_gateway.ops import release as releases
 from hx_gateway.ops.bundle import Source
-from hx_gateway.ops.host import USER, Host, Refused, last_words, open_unlinked, owner_of
+from hx_gateway.ops.host import USER, Host, Refused, environment_of, last_words, open_unlinked, owner_of
 from hx_gateway.ops.plan import Step, Undo
 from hx_gateway.ops.requirements import taken
 from hx_gateway.ops.service import restart, start
@@ -194,19 +194,31 @@ class Deployment:
             kept = host.configuration / "litellm.yaml"
             host.write(kept, self.litellm.read_bytes(), 0o640, USER)
             made = host.state / "imported.yaml"
-            done = host.gateway(self.release, "import-litellm", kept, "--out", made)
+            done = host.gateway(self.release, "import-litellm", kept, "--out", made, "--force")
             self.told += [line for line in done.stdout.splitlines() + done.stderr.splitlines() if line.strip()]
             if not made.exists():
                 raise Refused(f"{self.litellm} could not be imported: {last_words(done)}")
             with open_unlinked(made) as stream:
                 content = stream.read()
+            secrets = made.with_name(f"{made.name}.env")
+            with open_unlinked(secrets) as stream:
+                self._keep_secrets(stream.read().decode())
             made.unlink()
+            secrets.unlink()
         elif self.config is not None:
             content = self.config.read_bytes()
         else:
             content = CONFIGURATION.format(path=host.config).encode()
         host.write(host.config, content, 0o640, USER)
         return partial(host.config.unlink, missing_ok=True)
+
+    def _keep_secrets(self, given: str) -> None:
+        """Put what was written out in a LiteLLM file into the environment file; what stands there already stays."""
+        path = self.host.environment
+        before = path.read_text(encoding="utf-8") if path.exists() else ENVIRONMENT
+        known = environment_of(before)
+        more = [line for line in given.splitlines()[2:] if line.removeprefix("#").partition("=")[0] not in known]
+        self.host.write(path, "\n".join([before.rstrip("\n"), *more, ""]).encode(), 0o640, USER)
 
     def _environment_pending(self) -> str:
         path = self.host.environment

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typer.testing import CliRunner
+
+from hx_gateway.cli.main import application
 from hx_gateway.ops.bundle import Source
 from hx_gateway.ops.host import Host
 
@@ -91,6 +94,8 @@ class Pretended:
                 "live": {"findings": [{"level": "error", "message": finding} for finding in self.findings]},
             }  # fmt: skip
             return json.dumps(checked)
+        if rest[0] == "import-litellm":  # the real one
+            return str(CliRunner().invoke(application(), list(map(str, rest))).stdout)
         if rest[0] == "db":
             return json.dumps({"schema": self.schema, "newest": self.newest})
         if rest[0] == "keys":
