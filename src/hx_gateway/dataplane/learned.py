@@ -127,6 +127,6 @@ def told(learned: Learned, exchange: Exchange, ask: Ask) -> dict[str, Any] | Non
             }
             for model in choice.models
         },
-        "features": {"for": best, "over": worst, "parts": [[name, round(part, 4)] for name, part in why]},
+        "features": {"better": best, "worse": worst, "parts": [[name, round(part, 4)] for name, part in why]},
         "challenger": {"model": choice.shadow[0], "artifact": choice.shadow[1] or None} if learned.challenger is not None else None,
     }
