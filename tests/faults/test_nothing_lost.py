@@ -188,7 +188,7 @@ def test_postgres_is_away_under_load(own_postgres: Postgres, server: Scripted) -
     ]
     calm = Load()
     with GatewayProcess(CONFIG.format(url=server.backend.url), {"DATABASE_URL": url}) as gateway:
-        for_a_while(calm, gateway.url, lambda: wait_until(lambda: not_empty(url), 60), pause_s=0.02)
+        for_a_while(calm, gateway.url, lambda: wait_until(lambda: not_empty(url), 60), pause_s=0.06)
         received = set(calm.received)
         for begin, end in troubles:
             load = Load()
@@ -198,7 +198,7 @@ def test_postgres_is_away_under_load(own_postgres: Postgres, server: Scripted) -
                 time.sleep(SECONDS)
                 end()
 
-            for_a_while(load, gateway.url, disturb, pause_s=0.02)
+            for_a_while(load, gateway.url, disturb, pause_s=0.06)
             received |= load.received
             assert not load.refused and not load.broken
             print(f"{len(load.received)} answers, p99 {sorted(load.waits_s)[int(len(load.waits_s) * 0.99)] * 1000:.1f} ms")

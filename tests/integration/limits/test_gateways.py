@@ -21,10 +21,8 @@ from tests.support.background import Scripted, scripted
 from tests.support.gateway import GatewayProcess
 from tests.support.offering import Got, most_in, offer
 
-pytestmark = pytest.mark.alone
-
 KEY = "key-of-the-app"
-LONG_S = 60.0 if os.environ.get("HX_LONG") else 8.0
+LONG_S = 60.0 if os.environ.get("HX_LONG") else 6.0
 CONFIG = """
 models: {{tiny: {{endpoint: "{url}", provider: openai, upstream_model: "tiny:1b", cost_per_completion_token: 0.5}}}}
 keys:
@@ -58,6 +56,7 @@ def judged(found: list[Got], rate: float, burst: int, seconds: float) -> None:
     assert len(after) >= 0.98 * rate * (seconds - 2) - 1, (len(after), rate * (seconds - 2))
 
 
+@pytest.mark.alone
 async def test_four_workers_keep_one_limit_offered_ten_times_over() -> None:
     with (
         scripted("openai", models=("tiny:1b",)) as backend,
@@ -67,6 +66,7 @@ async def test_four_workers_keep_one_limit_offered_ten_times_over() -> None:
         assert "Traceback" not in four.log
 
 
+@pytest.mark.alone
 async def test_three_gateways_with_one_redis_keep_one_limit(redis_url: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
         backend = stack.enter_context(scripted("openai", models=("tiny:1b",)))
@@ -103,6 +103,7 @@ def test_the_gateways_own_limits_are_of_all_workers_together_also_where_nothing_
         assert 1 <= int(refused.header("retry-after-ms") or 0) <= 200
 
 
+@pytest.mark.alone
 def test_what_a_limited_key_is_told_with_every_answer() -> None:
     limits = "{requests_per_second: 5, burst: 4, tokens_per_minute: 6000}"
     with scripted("openai", models=("tiny:1b",)) as backend, gateway(backend.url, limits) as running:
@@ -183,6 +184,7 @@ def test_places_of_a_killed_worker_come_back() -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.alone
 async def test_requests_at_once_are_counted_over_workers() -> None:
     more = "performance: {max_concurrent_requests: 3}\n"
     with (

@@ -16,8 +16,10 @@ import pytest
 from sqlalchemy import text
 from tests.support.engines import Postgres
 
+from hx_gateway import housekeeping
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.housekeeping import Housekeeping, read_state
+from hx_gateway.stores.sql import engine
 from hx_gateway.stores.sql.engine import Store
 from hx_gateway.stores.sql.upgrade import newest, revision_of
 
@@ -87,6 +89,7 @@ async def test_nothing_is_made_while_there_is_nothing_to_do(tmp_path: Path) -> N
 IDLE = """
 import asyncio, sys
 from pathlib import Path
+from hx_gateway import housekeeping
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.housekeeping import Housekeeping, read_state
 
@@ -161,7 +164,11 @@ async def test_only_one_keeps_a_state_directory(tmp_path: Path) -> None:
         await until(lambda: second.runs > 2)
 
 
-async def test_postgres_that_hangs(own_postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_postgres_that_hangs(
+    own_postgres: Postgres, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "CONNECT_S", 1.0)  # what is waited for is the same, only sooner
+    monkeypatch.setattr(housekeeping, "LAST_S", 1.0)
     duty = Work("ship", at_end=True)
     async with at_work(tmp_path, duty, url=own_postgres.url()):
         await until(lambda: told(tmp_path)["store"]["ok"] is True and duty.runs > 3)

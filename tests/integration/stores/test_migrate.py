@@ -38,6 +38,8 @@ from hx_gateway.stores.sql.schema import (
 )
 from hx_gateway.stores.sql.upgrade import upgrade
 
+KILLS = int(os.environ.get("HX_ROUNDS", "2"))
+"""How often a migration is killed."""
 DAY_MS = 86_400_000
 BEGIN_MS = 1_735_689_600_000  # 2025-01-01
 TABLES = [
@@ -158,7 +160,7 @@ async def test_killed_again_and_again(old: Store, empty_postgres_url: str, tmp_p
     chance = random.Random(1)
     for _ in range(60):
         process = subprocess.Popen([*COMMAND, "--from", source, "--to", target], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        if kills < 4:
+        if kills < KILLS:
             # From the moment when there is something in the target.
             give_up_s = time.monotonic() + 60
             before = await count(target) if kills else 0
