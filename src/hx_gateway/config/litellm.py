@@ -90,13 +90,10 @@ class Imported:
         """The environment file, as systemd and shells read it; holds secrets."""
         lines = [
             f"# Environment of HX Gateway, made from {self.file.name}. It holds secrets: keep it readable by root and the service only.",
+            "# Take the # away from names that begin with it, and set them to what LiteLLM had.",
             "",
         ]
-        for name, value in self.variables.items():
-            if value is None:
-                lines += ["# Set it to what LiteLLM had:", f"#{name}="]
-            else:
-                lines.append(f"{name}={_shell(value)}")
+        lines += [f"#{name}=" if value is None else f"{name}={_shell(value)}" for name, value in self.variables.items()]
         return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from hx_gateway.config.litellm_draft import Draft
 from hx_gateway.config.litellm_keys import CACHE
 from hx_gateway.config.litellm_source import REFERENCE
 from hx_gateway.config.located import Path
+from hx_gateway.config.storage import redis_fault
 
 
 def redis(draft: Draft, given: Mapping[str, Any], path: Path, prefix: str) -> None:
@@ -18,15 +19,18 @@ def redis(draft: Draft, given: Mapping[str, Any], path: Path, prefix: str) -> No
     used = {name: value for name, value in parts.items() if value is not None}
     if not used:
         return
-    url = used.get("url")
+    url = str(used["url"]) if "url" in used else None
     if url is None:
         found = {
             name: draft.environ.get(str(value).removeprefix(REFERENCE)) if str(value).startswith(REFERENCE) else str(value)
             for name, value in used.items()
         }
         password = f":{quote(found['password'] or '', safe='')}@" if found.get("password") else ""
+        scheme = "rediss" if draft.flag((*path, prefix + "ssl"), given.get(prefix + "ssl", False)) else "redis"
         complete = "host" in used and all(value is not None for value in found.values())
-        url = f"redis://{password}{found['host']}:{found.get('port') or 6379}" if complete else None
+        url = f"{scheme}://{password}{found['host']}:{found.get('port') or 6379}" if complete else None
+    if url is not None and not url.startswith(REFERENCE) and redis_fault(url):
+        url = None
     for name in used:
         if url is None:
             draft.say(
@@ -71,6 +75,8 @@ def cache(draft: Draft, library: Mapping[str, Any]) -> None:
                     here,
                     "cached answers are kept in the memory of the gateway, or in Redis where storage.redis_url names one",
                 )
+        elif key == "ssl":
+            draft.say("exact", here, "", ("storage", "redis_url"))
         elif key == "mode":
             draft.say(
                 "approximate" if opted else "exact",

@@ -57,10 +57,10 @@ def _endpoints(draft: Draft, rows: Iterable[Row]) -> None:
     known: dict[str, str] = {}
     for row in rows:
         own = row.endpoint
-        same = json.dumps([own["url"], own["provider"], own.get("api_key"), own.get("headers")], sort_keys=True)
+        same = json.dumps([own["url"], own["provider"], own.get("api_key"), own.get("headers"), own.get("tls_verify")], sort_keys=True)
         if same not in known:
             host, port = host_of(own["url"]), urlsplit(own["url"]).port
-            short = "localhost" if is_loopback(host) else host if re.fullmatch(r"[0-9.:]+", host) else host.partition(".")[0]
+            short = "localhost" if is_loopback(host) else host if re.fullmatch(r"[0-9.:]+", host) else _label(host)
             name = base = f"{short}-{port}" if port and len(ports[host]) > 1 else short
             number = 2
             while name in draft.data.get("endpoints", {}):
@@ -77,6 +77,12 @@ def _endpoints(draft: Draft, rows: Iterable[Row]) -> None:
                 "approximate", (*row.path, "model_name"), "became discovery: whatever the server has is served, by the server's own names"
             )
         row.place = known[same]
+
+
+def _label(host: str) -> str:
+    """The part of a host name that tells it from others: llm-01 of llm-01.lan, groq of api.groq.com."""
+    labels = host.split(".")
+    return next((label for label in labels if label not in ("api", "www", "integrate")), host)
 
 
 def _weigh(rows: list[Row]) -> None:
@@ -113,7 +119,7 @@ def _model(draft: Draft, name: str, rows: list[Row]) -> str:
 def _tiers(draft: Draft, name: str, rows: list[Row], made: dict[str, list[str]], names: Mapping[str, Any]) -> None:
     """A name whose rows differ: a group of models, and for each further ``order`` one that stands in when it is down."""
     orders = sorted({row.order for row in rows})
-    tiers = [name, *(f"{name}--order-{int(order)}" for order in orders[1:])]
+    tiers = [name, *(f"{name}--order-{order:g}" for order in orders[1:])]
     for tier, order in zip(tiers, orders, strict=True):
         members = [_member(draft, tier, several, names) for several in _alike([row for row in rows if row.order == order]).values()]
         draft.data.setdefault("groups", {})[tier] = {"models": members}

@@ -142,7 +142,11 @@ def _url(draft: Draft, inside: Path, given: Mapping[str, Any], engine: Engine) -
     text = draft.text(path, raw)
     if text is None:
         return f"http://{str(raw).removeprefix(REFERENCE).lower().replace('_', '-')}.invalid"
-    parts = urlsplit(text.strip() if "://" in text else f"http://{text.strip()}")
+    address = text.strip() if "://" in text else f"http://{text.strip()}"
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # brackets that do not close
+        parts = urlsplit("")
     bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
     for tail in ("/chat/completions", "/v1", "/api"):
         bare = bare.removesuffix(tail)
@@ -202,8 +206,12 @@ def _param(draft: Draft, path: Path, key: str, value: Any, row: Row, engine: Eng
             row.endpoint["cost_per_hour"] = round(max(row.endpoint.get("cost_per_hour", 0.0), number * 3600), 9)
             draft.say("approximate", path, "became a price for each hour of the endpoint's work", ("endpoints",))
     elif key == "keep_alive":
-        row.model["keep_alive"] = value if not isinstance(value, str) or not value.startswith(REFERENCE) else draft.text(path, value)
-        draft.say("exact", path, "", ("models", row.name, "keep_alive"))
+        kept = draft.text(path, value) if isinstance(value, str) else value
+        if isinstance(kept, str | int | float) and not isinstance(kept, bool):
+            row.model["keep_alive"] = kept
+            draft.say("exact", path, "", ("models", row.name, "keep_alive"))
+        elif not draft.told(path):
+            draft.say("manual", path, "should be seconds, or text such as 30m; left out")
     elif key in ("tags", "access_groups"):
         labels = [str(label) for label in (value if isinstance(value, list) else [value])]
         row.model["tags"] = list(dict.fromkeys([*row.model.get("tags", []), *labels]))

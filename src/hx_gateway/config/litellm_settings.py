@@ -201,13 +201,13 @@ def _general(draft: Draft, path: Path, key: str, value: Any, members: Members) -
     elif key in ("completion_model", "embedding_model"):
         known = names_of(members, draft)
         target: Path = ("gateway", "default_model") if key == "completion_model" else ("embeddings", "model")
-        if value in known:
+        if str(value) in known:
             why = (
                 "is used where a request names none; LiteLLM overrides the one it names"
                 if key == "completion_model"
                 else "embeds documents and queries"
             )
-            draft.put(target, value, path, why, "approximate")
+            draft.put(target, str(value), path, why, "approximate")
         else:
             draft.say("manual", path, f"there is no model called {shown(str(value))}{nearest(str(value), known)}; left out")
     else:

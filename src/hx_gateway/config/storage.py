@@ -44,11 +44,16 @@ def _database(secret: Secret) -> Secret:
     return secret
 
 
+def redis_fault(url: str) -> str:
+    """Why ``url`` cannot be the address of Redis; empty if it can. Never repeats the address."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        return "should start with redis://, rediss:// or unix://"
+    return "" if _port(url) else _MALFORMED
+
+
 def _redis(url: Secret | None) -> Secret | None:
-    if url is not None and not url.reveal().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("should start with redis://, rediss:// or unix://")
-    if url is not None and not _port(url.reveal()):
-        raise ValueError(_MALFORMED)
+    if url is not None and (fault := redis_fault(url.reveal())):
+        raise ValueError(fault)
     return url
 
 

@@ -217,7 +217,7 @@ class Deployment:
         path = self.host.environment
         before = path.read_text(encoding="utf-8") if path.exists() else ENVIRONMENT
         known = environment_of(before)
-        more = [line for line in given.splitlines()[2:] if line.removeprefix("#").partition("=")[0] not in known]
+        more = [line for line in given.splitlines()[3:] if line.removeprefix("#").partition("=")[0] not in known]
         self.host.write(path, "\n".join([before.rstrip("\n"), *more, ""]).encode(), 0o640, USER)
 
     def _environment_pending(self) -> str:

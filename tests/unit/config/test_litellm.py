@@ -14,6 +14,8 @@ import yaml
 from hx_gateway.config import litellm
 from hx_gateway.config.environment import NAMES
 from hx_gateway.config.litellm_findings import LEVELS, as_json, as_markdown, counts, rows
+from hx_gateway.config.litellm_rows import HANDLED
+from hx_gateway.config.litellm_settings import _GENERAL, _LITELLM, _ROUTER
 from hx_gateway.config.load import ConfigError, load, load_text
 from hx_gateway.config.located import Place
 
@@ -182,7 +184,7 @@ def test_a_lower_order_stands_in(tmp_path: Path) -> None:
 
 def test_a_wildcard_is_discovery() -> None:
     found = litellm.load(CORPUS / "11-wildcards.yaml", {})
-    assert {name: entry["discover"] for name, entry in found.data["endpoints"].items()} == {"a": True, "api": True}
+    assert {name: entry["discover"] for name, entry in found.data["endpoints"].items()} == {"a": True, "openai": True}
     assert "models" not in found.data
 
 
@@ -303,6 +305,56 @@ def test_litellm_config_in_the_environment_is_served_where_there_is_no_other_fil
     loaded = load(None, environ)
     assert set(loaded.config.models) == {"own"}
     assert any(problem.source == "LITELLM_CONFIG" and "is not served" in problem.message for problem in loaded.warnings)
+
+
+ODD = (
+    None,
+    [],
+    {},
+    "",
+    "text",
+    -1,
+    0,
+    1e300,
+    True,
+    [1],
+    ["a"],
+    [["a"]],
+    [{"a": 1}],
+    {"a": 1},
+    {"a": ["b"]},
+    {"m": {"m": [1]}},
+    "http://[::1",
+    "os.environ/NOT_THERE",
+)
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_any_value_under_any_key_is_imported_or_said(value: Any, tmp_path: Path) -> None:
+    params = {**dict.fromkeys(HANDLED, value), "model": "ollama/m", "custom_llm_provider": "ollama"}
+    sections = {
+        "litellm_settings": _LITELLM,
+        "router_settings": (*_ROUTER, "redis_port"),
+        "general_settings": _GENERAL,
+        "environment_variables": ("SOME",),
+    }
+    names = ("type", "ttl", "mode", "host", "port", "password", "url", "supported_call_types", "ssl")
+    for cached in (False, True):
+        data: dict[str, Any] = {section: dict.fromkeys(keys, value) for section, keys in sections.items()}
+        if cached:
+            data["litellm_settings"] |= {"cache": True, "cache_params": dict.fromkeys(names, value)}
+        rows_ = [
+            {"model_name": "m", "litellm_params": params, "model_info": dict.fromkeys(HANDLED, value)},
+            {"model_name": value, "litellm_params": value},
+        ]
+        found = imported(tmp_path, yaml.safe_dump({**data, "model_list": rows_, "credential_list": value, "guardrails": value}))
+        environ = {
+            name: "redis://r" if "REDIS" in name else "postgresql://h/d" if "DATABASE" in name else "a-long-value"
+            for name in found.variables
+        }
+        assert "m" in found.data["models"]
+        if value != "os.environ/NOT_THERE":  # one name cannot hold two addresses and a key
+            load_text(found.text(), "made.yaml", environ, tmp_path)
 
 
 @pytest.mark.parametrize(("content", "why"), [(b"a: [", "YAML syntax"), (b"\xff", "UTF-8"), (b"- a", "mapping"), (b"a: 1\na: 2", "twice")])
