@@ -160,13 +160,33 @@ def test_compare_finds_the_same_and_what_differs(gateway: GatewayProcess, fleet:
     assert different[0]["differences"][0] == "status: 200 and 401"
     assert any("header" in note and "x-hx-model" in note for case in found["cases"] for note in case["notes"])
     assert found["median_seconds"]["b"] > 0
-    same = hx("compare", "--a", gateway.url, "--b", gateway.url, "--model", "hx-chat", "--embedding", "emb-premium", COMPARE_KEY_A=KEY, COMPARE_KEY_B=KEY)
+    same = hx(
+        "compare",
+        "--a",
+        gateway.url,
+        "--b",
+        gateway.url,
+        "--model",
+        "hx-chat",
+        "--embedding",
+        "emb-premium",
+        COMPARE_KEY_A=KEY,
+        COMPARE_KEY_B=KEY,
+    )
     assert same.exit_code == 0 and "0 of 9 differ" in same.stdout, same.stdout
     other = hx("compare", "--a", direct, "--b", fleet["llm-09:11401"].url, "--model", "mixtral-8x7b")
     assert other.exit_code == 3 and "status: 200 and 404" in other.stdout
     gone = hx("compare", "--a", f"http://127.0.0.1:{free_port()}", "--b", direct)
     assert gone.exit_code == 1 and "refused" in gone.stderr
     assert hx("compare", "--a", "file:///etc/passwd", "--b", direct).exit_code == 2
+
+
+def test_a_change_of_the_file_is_taken_over(gateway: GatewayProcess, theirs: Path) -> None:
+    theirs.write_text(theirs.read_text().replace("router_settings:", "router_settings:\n  model_group_alias: {new-name: phi3}"))
+    give_up_s = time.monotonic() + 60
+    while "new-name" not in {model["id"] for model in ask(gateway, "/v1/models")[2]["data"]}:
+        assert time.monotonic() < give_up_s, gateway.log
+        time.sleep(0.1)
 
 
 @contextmanager
