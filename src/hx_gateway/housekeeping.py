@@ -20,12 +20,14 @@ from hx_gateway.config.storage import database_url, state_directory
 from hx_gateway.ledger.journal import FOLDER
 from hx_gateway.stores.audit import ShippingDeeds
 from hx_gateway.stores.bodies import ShippingBodies
+from hx_gateway.stores.judging import Judging
 from hx_gateway.stores.key_usage import Budgets, LastUse
 from hx_gateway.stores.known_keys import KnownKeys
 from hx_gateway.stores.learning import Learning
 from hx_gateway.stores.retention import Retention
 from hx_gateway.stores.served import Served
 from hx_gateway.stores.shipping import Shipping
+from hx_gateway.upstream.fetch import fetch
 
 if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
@@ -86,6 +88,8 @@ def duties_of(config: GatewayConfig, folder: Path) -> list[Duty]:
         ShippingDeeds(folder),
         Learning(config, folder),
     ]
+    if any(group.learned is not None and group.learned.judge is not None for group in config.groups.values()):
+        found.append(Judging(config, folder, fetch))
     if settings.enabled:
         found += [Budgets(config, folder, url), LastUse(folder, url)]
         found.append(Shipping(folder / FOLDER, settings.dead_letter_max_bytes))

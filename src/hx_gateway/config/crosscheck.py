@@ -192,7 +192,7 @@ def _keys(config: GatewayConfig, environ: Mapping[str, str]) -> Iterator[Finding
             yield Finding(("service", "host"), message, level="blocker", rests_on="keys")
 
 
-TERMS = ("wait", "load", "prefill", "decode", "price", "risk", "first_byte", "busy")
+TERMS = ("wait", "load", "prefill", "decode", "price", "risk", "first_byte", "busy", "quality")
 """Terms of the score that are built in; any other is a plug-in's dotted path."""
 
 
@@ -331,6 +331,8 @@ def _learned(config: GatewayConfig, name: str, group: GroupSettings) -> Iterator
     policy = config.policies.get(group.policy or config.load_balancer.algorithm)
     if len(group.models) < 2:
         yield Finding(path, "is for groups of several models; list more in models, from the weakest to the strongest")
+    if learned.judge is not None and not config.ledger.bodies.enabled:
+        yield Finding((*path, "judge"), "needs the bodies it judges; set ledger.bodies.enabled, or leave it out")
     if learned.strong_share is not None and learned.quality is not None:
         yield Finding((*path, "quality"), "is a target beside strong_share; leave one of them out")
     elif learned.strong_share is None and learned.quality is None and (policy is None or "quality" not in policy.terms):

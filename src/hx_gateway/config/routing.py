@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from hx_gateway.config.secrets import Secret
 from hx_gateway.config.sections import Count, Names, Seconds, Settings
 
 
@@ -18,6 +19,22 @@ class PolicySettings(Settings):
     )
     picker: str | None = Field(
         default=None, min_length=1, description="Instead of terms: round_robin, weighted, least_busy, power_of_two, or a plug-in's name."
+    )
+
+
+class JudgeSettings(Settings):
+    """A model that judges some answers, asked through the gateway itself; needs ledger.bodies, which keep what is judged."""
+
+    model: str = Field(min_length=1, description="Model, alias or group that judges; none of the group that is judged.")
+    api_key: Secret = Field(
+        description="Key of this gateway for it alone, as env:NAME or file:PATH; its name marks what it asks in the ledger."
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.02, description="Share of answers that are judged, as far as the budget goes."
+    )
+    requests_per_day: Annotated[int, Field(ge=1)] = Field(default=200, description="Most requests of its key on one day (UTC).")
+    cost_per_day: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Most cost of its key on one day (UTC), in the operator's currency; 0 judges only where it costs nothing."
     )
 
 
@@ -39,6 +56,7 @@ class LearnedSettings(Settings):
     explore: Annotated[float, Field(ge=0, le=0.2)] = Field(
         default=0.02, description="Share of requests for a model drawn at random, so that all of them go on being judged."
     )
+    judge: JudgeSettings | None = Field(default=None, description="A model that judges some of the answers; none leaves it to clients.")
     trial_answers: Annotated[int, Field(ge=20, le=10_000)] = Field(
         default=200, description="Judged answers before a challenger may take over or is given up, and the most that count."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -233,3 +234,32 @@ def test_who_may_judge_what_and_how_often(servers: tuple[str, str], tmp_path: Pa
         assert given(0.5, "alice-test-key") == (200, None) == given(0.5, KEY)
         assert given(0.7, "alice-test-key") == given(0.2, KEY) == (409, "score")
         assert live.standing()["judged"] == 1
+
+
+def test_a_model_judges_within_its_budget(servers: tuple[str, str], tmp_path: Path) -> None:
+    judge = ", judge: {model: critic, api_key: 'env:JUDGE', share: 1, requests_per_day: 3}"
+    live = Live(*servers, tmp_path / "state", judge)
+    text = live.process.path.read_text().replace("groups:", '  critic: {endpoint: one, upstream_model: "tiny:1b"}\ngroups:', 1)
+    text = text.replace("{name: bob,", '{name: the-judge, key: "env:JUDGE"}, {name: bob,') + "ledger: {bodies: {enabled: true}}\n"
+    live.process.path.write_text(text)
+    live.process._environment["JUDGE"] = "judge-test-key"
+    with live.process:
+        for stream in (False, True, False, False, False):
+            body = {"model": "g", "stream": stream, "messages": [{"role": "user", "content": "Say 7"}]}
+            headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+            asked = urllib.request.Request(live.process.url + "/v1/chat/completions", json.dumps(body).encode(), headers)
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                assert answer.read()
+        until(lambda: live.standing()["judged"] == 3, 60)
+        used = live.call("/admin/usage?by=key,model")[1]["data"]
+        assert [(row["model"], row["requests"]) for row in used if row["key"] == "the-judge"] == [("critic", 3)], used
+        seen: set[str] = set()  # rounds of the duty in which there is no budget left
+
+        def rounds() -> int:
+            seen.update(line for line in live.metrics() if 'success_timestamp_seconds{duty="judge"}' in line)
+            return len(seen)
+
+        until(lambda: rounds() > 2)
+        assert live.standing()["judged"] == 3
+    found = sqlite3.connect(tmp_path / "state" / "hx-gateway.db").execute("SELECT score, key_name, comment FROM feedback").fetchall()
+    assert {(score, key) for score, key, _ in found} == {(0.7, "judge")} and all("judged by critic in request 0" in one[2] for one in found)

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from hx_gateway.ledger.record import UsageRecord
 from hx_gateway.routing.learned.choice import unpacked
-from hx_gateway.stores.sql.schema import ROUTED, USAGE
+from hx_gateway.stores.sql.schema import BODIES, FEEDBACK, ROUTED, USAGE
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -54,3 +54,16 @@ async def decisions(store: Store, group: str, from_ms: int, to_ms: int, most: in
     async with store.reading() as connection:
         rows = (await connection.execute(asked)).mappings().all()
     return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in rows]
+
+
+async def unjudged(store: Store, group: str, after_ms: int, most: int) -> list[Any]:
+    """Answers of a group that nobody has judged and whose bodies are kept, the oldest first: ``id``, ``at_ms``, ``request``, ``response``.
+
+    Raises:
+        StoreError: The database cannot be used.
+    """
+    joined = ROUTED.join(BODIES, BODIES.c.id == ROUTED.c.id).outerjoin(FEEDBACK, FEEDBACK.c.id == ROUTED.c.id)
+    asked = select(ROUTED.c.id, ROUTED.c.at_ms, BODIES.c.request, BODIES.c.response).select_from(joined)
+    asked = asked.where(ROUTED.c.grp == group, ROUTED.c.at_ms > after_ms, FEEDBACK.c.id.is_(None))
+    async with store.reading() as connection:
+        return list((await connection.execute(asked.order_by(ROUTED.c.at_ms).limit(most))).all())
