@@ -63,6 +63,17 @@ def _run(
     return run(url, key, expect, told, timeout_s)
 
 
+def _ready(url: str) -> None:
+    from hx_gateway.ops.verify_client import Client
+    from hx_gateway.ops.verify_report import Fault
+
+    try:
+        Client(url, timeout_s=4.0).ask("GET", "/readyz").wanted()
+    except (Fault, ValueError) as error:
+        typer.echo(f"hx-gateway: not ready: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
 def verify(
     url: Annotated[str, typer.Option("--url", envvar="HX_URL", help="Address of the gateway.")] = "http://127.0.0.1:8000",
     key: Annotated[
@@ -77,12 +88,16 @@ def verify(
     report: Annotated[
         Path | None, typer.Option("--report", help="Also write the report there: JUnit where the name ends in .xml, else JSON.")
     ] = None,
+    ready: Annotated[bool, typer.Option("--ready", help="Ask only whether it takes requests, as a container's health check.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, help="Longest wait for an answer in seconds; a model may have to be loaded.")
     ] = 180.0,
 ) -> None:
     """Ask a running gateway for everything it promises; exit code 1 if anything is not as it should be."""
+    if ready:
+        _ready(url)
+        return
     import json
 
     from rich.console import Console
