@@ -19,6 +19,7 @@ from tests.support.gateway import KEY, GatewayProcess, free_port
 from typer.testing import CliRunner
 
 from hx_gateway.cli.main import application
+from hx_gateway.config.load import load_text
 from hx_gateway.testing.backend import Backend
 from hx_gateway.testing.script import Model
 
@@ -106,6 +107,7 @@ def test_verify_names_what_a_server_does_not_have(theirs: Path, tmp_path: Path) 
     done = hx("import-litellm", wrong, "--verify")
     assert done.exit_code == 1
     assert "does not offer phi33" in done.stderr and "did you mean phi3" in done.stderr
+    load_text(done.stdout, "made.yaml", {"LITELLM_MASTER_KEY": KEY})  # what is printed is the configuration alone
 
 
 def test_the_file_is_served_as_it_is(gateway: GatewayProcess, fleet: dict[str, Backend]) -> None:

@@ -191,13 +191,13 @@ def _told(value: Any) -> str:
     return "?" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
 
 
-def tables(endpoints: list[dict[str, Any]]) -> None:
-    """What the endpoints told, as one table of them and one of their models."""
+def tables(endpoints: list[dict[str, Any]], stderr: bool = False) -> None:
+    """What the endpoints told, as one table of them and one of their models, to standard output or standard error."""
     from rich.console import Console
     from rich.table import Table
 
     # What a server says is never taken for markup. Where no terminal tells its width, a line may be long.
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH
     servers = Table("endpoint", "address", "reachable", "dialect", "engine", "version", "key", "slots", title="endpoints, as they are")

@@ -133,7 +133,7 @@ def _tell(imported: Imported, out: Path | None, environment: Path | None, live: 
     console.print(table if table.row_count else f"import of {imported.file}: every key was carried over as it is")
     console.print(", ".join(f"{number} {level}" for level, number in counts(imported.remarks).items() if number) or "the file is empty")
     if live is not None:
-        tables(live["endpoints"])
+        tables(live["endpoints"], stderr=out is None)
     empty = [name for name, value in imported.variables.items() if value is None]
     if environment is not None:
         console.print(f"configuration: {out}; environment, with the secrets: {environment}")

@@ -41,7 +41,7 @@ def groups(draft: Draft, given: Any, members: Members) -> None:
         elif unknown or not found:
             hint = nearest(unknown[0], members) if unknown else ""
             missing = f"there is no model called {shown(unknown[0])} in model_list{hint}" if unknown else "it lists no models"
-            draft.say("manual", where, f"{missing}; LiteLLM ignored this key")
+            draft.say("manual", where, f"LiteLLM ignored this key, and {missing}")
             if found:
                 _group(draft, name, found, members)
         else:
@@ -75,7 +75,7 @@ def aliases(draft: Draft, given: dict[str, Any], members: Members) -> None:
         target = content.get("model") if isinstance(content, dict) else content
         known = names_of(members, draft) | set(given)
         if not isinstance(target, str) or target not in known or target == name:
-            draft.say("manual", path, f"there is no model called {shown(str(target))}{nearest(str(target), known)}; left out")
+            draft.say("manual", path, f"left out: there is no model called {shown(str(target))}{nearest(str(target), known)}")
         elif name in names_of(members, draft):
             draft.say("manual", path, "is the name of a model already; LiteLLM sends its requests to the alias, the gateway to the model")
         else:
@@ -100,7 +100,7 @@ def fallbacks(draft: Draft, path: Path, value: Any, cause: str, members: Members
             default_fallbacks(draft, where, targets, members)
             continue
         if name not in known:
-            draft.say("manual", where, f"there is no model called {shown(name)}{nearest(name, known)}; left out")
+            draft.say("manual", where, f"left out: there is no model called {shown(name)}{nearest(name, known)}")
             continue
         for position, target in enumerate(targets):
             here: Path = (*where, position)
@@ -117,7 +117,7 @@ def fallbacks(draft: Draft, path: Path, value: Any, cause: str, members: Members
 def _wrong(draft: Draft, name: str, target: str, cause: str, known: set[str]) -> str:
     chains = draft.data.get("fallbacks", {})
     if target not in known:
-        return f"there is no model called {shown(target)}{nearest(target, known)}; left out"
+        return f"left out: there is no model called {shown(target)}{nearest(target, known)}"
     models = [name, *draft.data.get("groups", {}).get(name, {}).get("models", ())]
     if any(draft.data.get("models", {}).get(one, {}).get("mode") == "embedding" for one in models):
         return f"{name} makes embeddings, and another model's cannot stand in for them; left out"
@@ -145,7 +145,7 @@ def default_fallbacks(draft: Draft, path: Path, value: Any, members: Members) ->
         here = (*path, position) if isinstance(value, list) else path
         known = names_of(members, draft)
         if target not in known:
-            draft.say("manual", here, f"there is no model called {shown(target)}{nearest(target, known)}; left out")
+            draft.say("manual", here, f"left out: there is no model called {shown(target)}{nearest(target, known)}")
             continue
         own = {
             name for name, chain in draft.data.get("fallbacks", {}).items() if chain.get("down") and not set(chain["down"]) <= set(targets)

@@ -74,7 +74,7 @@ def _setting(draft: Draft, path: Path, key: str, value: Any, members: Members) -
         if policy:
             draft.put(("load_balancer", "algorithm"), policy, path, why, level)
         else:
-            draft.say("manual", path, f"there is no such strategy{nearest(str(value), STRATEGIES)}; choose load_balancer.algorithm")
+            draft.say("manual", path, f"LiteLLM has no such strategy; choose load_balancer.algorithm{nearest(str(value), STRATEGIES)}")
     elif key in ("fallbacks", "context_window_fallbacks"):
         fallbacks(draft, path, value, "down" if key == "fallbacks" else "context", members)
     elif key == "default_fallbacks":
@@ -209,7 +209,7 @@ def _general(draft: Draft, path: Path, key: str, value: Any, members: Members) -
             )
             draft.put(target, str(value), path, why, "approximate")
         else:
-            draft.say("manual", path, f"there is no model called {shown(str(value))}{nearest(str(value), known)}; left out")
+            draft.say("manual", path, f"left out: there is no model called {shown(str(value))}{nearest(str(value), known)}")
     else:
         return False
     return True
