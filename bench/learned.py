@@ -1,10 +1,12 @@
-"""`python -m bench.learned`: processor time that a learned choice of the model adds to a request of 2 kB; bounded at 160 µs by the project."""
+"""`python -m bench.learned [ARTIFACT]`: processor time that a learned choice of the model adds to a request of 2 kB; bounded at 160 µs by the project."""
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 import time
+from pathlib import Path
 
 from hx_gateway.config.routing import LearnedSettings
 from hx_gateway.core.context import CHAT, NOBODY, Exchange
@@ -16,6 +18,7 @@ from hx_gateway.fleet.registry import Target
 from hx_gateway.openai.requests import look
 from hx_gateway.providers.openai import OpenAIProvider
 from hx_gateway.routing.learned.choice import Learned
+from hx_gateway.routing.learned.model import Scorer
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
 
@@ -67,6 +70,8 @@ def cost_us(learned: Learned | None, challenger: bool = False) -> float:
 def main() -> None:
     """Print a line for each."""
     learned = Learned("g", ("weak", "strong"), LearnedSettings(strong_share=0.3))
+    if len(sys.argv) > 1:
+        learned.take(Scorer.load(Path(sys.argv[1])), None)
     print(f"a prompt of {len(exchange_of().body)} bytes, {len(learning_features(learned))} different words and pairs")
     print(f"{'no group learns':40} {cost_us(None):6.1f} µs")
     print(f"{'the group learns':40} {cost_us(learned):6.1f} µs")
