@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from hx_gateway.core import files
 from hx_gateway.fleet.endpoint import Endpoint
 
 FILE, _LOCK = "drained.json", "drained.lock"
@@ -85,12 +85,7 @@ class Drains:
             drained = _read(path) if path.exists() else {}
             if not self._enter(drained, name, drain):
                 return False
-            beside = path.with_suffix(f".{os.getpid()}")
-            with os.fdopen(os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as stream:
-                stream.write(msgspec.json.encode(drained))
-                stream.flush()
-                os.fsync(stream.fileno())  # after a power cut it is this or what was before, never an empty file
-            beside.replace(path)
+            files.replace(path, msgspec.json.encode(drained), durable=True)
         self.drained = drained
         return True
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from hashlib import blake2b
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from hx_gateway.core.files import replace
 from hx_gateway.core.identifiers import new_id
 
 FOLDER = "audit"
@@ -60,10 +60,7 @@ def note(
         place.mkdir(mode=0o700, exist_ok=True)
         if sum(1 for _ in place.iterdir()) >= _MOST:
             raise OSError(28, "as many deeds as may wait for the store do so")
-        unready = place / f".{id}.{os.getpid()}"
-        unready.touch(mode=0o600)
-        unready.write_bytes(msgspec.json.encode(deed))
-        unready.rename(place / f"{id}.json")
+        replace(place / f"{id}.json", msgspec.json.encode(deed))
     except OSError as error:
         _log.error("the audit log cannot be written to %s: %s", folder, error.strerror or error)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hx_gateway.config.schema import GatewayConfig
+from hx_gateway.core.files import replace
 from hx_gateway.routing.learned.artifact import ArtifactError
 from hx_gateway.routing.learned.choice import Learned, ready, untrained
 from hx_gateway.routing.learned.model import Scorer
@@ -68,18 +69,11 @@ def write(folder: Path, group: str, standing: Standing, artifacts: Mapping[str, 
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     for version, data in artifacts.items():
         if not (place / version).exists():
-            _replace(place / version, data)
-    _replace(place / "standing", msgspec.msgpack.encode(standing))
+            replace(place / version, data)
+    replace(place / "standing", msgspec.msgpack.encode(standing))
     for path in place.iterdir():
         if path.name not in (*artifacts, "standing"):
             path.unlink(missing_ok=True)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.touch(mode=0o600)
-    beside.write_bytes(data)
-    beside.replace(path)
 
 
 def load(place: Path, version: str | None, models: Sequence[str]) -> Scorer | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from hx_gateway.core.files import replace
 from hx_gateway.fleet.registry import Registry
 
 if TYPE_CHECKING:
@@ -82,9 +82,7 @@ class ServedFile:
         path, data = folder / FILE, msgspec.json.encode(rows)
         if path.exists() and path.read_bytes() == data:
             return
-        unfinished = folder / f"{FILE}.{os.getpid()}"
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
+        replace(path, data)
 
 
 class Served:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+
+from hx_gateway.core import files
 
 FOLDER = "dashboard"
 LASTS_S = 12 * 3600
@@ -134,10 +135,7 @@ class Sessions:
             self._memory[name] = data
             return
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        beside = self._folder / f".{name}-{os.getpid()}"
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as file:
-            file.write(data)
-        beside.replace(self._folder / name)
+        files.replace(self._folder / name, data)
 
     def _remove(self, name: str) -> None:
         self._memory.pop(name, None)
