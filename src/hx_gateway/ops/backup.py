@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import sqlite3
@@ -20,7 +19,7 @@ import msgspec
 
 from hx_gateway.config.storage import database_url
 from hx_gateway.ledger.journal import FOLDER as JOURNAL
-from hx_gateway.ops.host import Refused
+from hx_gateway.ops.host import Refused, file_digest
 from hx_gateway.rag.points import Collection, Point, VectorStore
 from hx_gateway.stores.known_keys import renew
 from hx_gateway.stores.sql import migrate
@@ -66,7 +65,7 @@ def backup(config: GatewayConfig, state: Path, files: Sequence[Path], target: Pa
         rows = _database(database_url(config.storage, state), folder / _DATABASE)
         journal = _journal(state / JOURNAL, folder / JOURNAL)
         points = asyncio.run(_vectors(config, state, folder / _VECTORS))
-        sums = {str(path.relative_to(folder)): _sum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        sums = {str(path.relative_to(folder)): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
         manifest = {
             "form": _FORM,
             "version": version,
@@ -111,7 +110,7 @@ def opened(place: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
         if manifest.get("form") != _FORM:
             raise Refused(f"{place} has a form that this release does not know: restore it with release {manifest.get('version')}")
         for name, expected in manifest["files"].items():
-            if not (folder / name).is_file() or _sum(folder / name) != expected:
+            if not (folder / name).is_file() or file_digest(folder / name) != expected:
                 raise Refused(f"{name} in {place} is damaged")
         yield folder, manifest
 
@@ -315,8 +314,3 @@ def _alone(state: Path) -> Iterator[None]:
         raise Refused(f"a gateway uses {state}: stop it first (hx-gateway service stop)") from None
     finally:
         os.close(lock)
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hx_gateway.ops.host import Refused
+from hx_gateway.ops.host import Refused, file_digest
 
 MANIFEST = "bundle.json"
 WHEELS = "wheels"
@@ -84,7 +84,7 @@ def write(folder: Path, target: Path, python: str, extras: Sequence[str]) -> Pat
     """
     wheels = sorted(folder.glob("*.whl"))
     version = _version(wheels)
-    files = {f"{WHEELS}/{wheel.name}": _sum(wheel) for wheel in wheels}
+    files = {f"{WHEELS}/{wheel.name}": file_digest(wheel) for wheel in wheels}
     name = f"hx-gateway-{version}-py{python.replace('.', '')}"
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target) as made:
@@ -97,7 +97,9 @@ def write(folder: Path, target: Path, python: str, extras: Sequence[str]) -> Pat
         entry.chmod(0o755)
         manifest = {"version": version, "python": python, "extras": sorted(extras), "files": files}
         (top / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        sums = "".join(f"{value}  {path}\n" for path, value in {**files, ENTRY: _sum(entry), MANIFEST: _sum(top / MANIFEST)}.items())
+        sums = "".join(
+            f"{value}  {path}\n" for path, value in {**files, ENTRY: file_digest(entry), MANIFEST: file_digest(top / MANIFEST)}.items()
+        )
         (top / "SHA256SUMS").write_text(sums, encoding="ascii")
         tar = target / f"{name}.tar"
         with tarfile.open(tar, "w") as archive:
@@ -131,7 +133,7 @@ def opened(place: Path, extras: Sequence[str] | None = None) -> Iterator[Source]
             raise Refused(f"{place} is no bundle: {error}; make one with `make bundle`") from None
         for name, expected in files.items():
             wheel = place / name
-            if not wheel.is_file() or _sum(wheel) != expected:
+            if not wheel.is_file() or file_digest(wheel) != expected:
                 raise Refused(f"{name} is {'damaged' if wheel.is_file() else 'missing'} in the bundle; copy it again")
         wanted = tuple(has if extras is None else extras)
         if missing := sorted(set(wanted) - set(has)):
@@ -149,7 +151,7 @@ def of_wheels(folder: Path, extras: Sequence[str]) -> Source:
         Refused: There is not exactly one wheel of the gateway in it.
     """
     wheels = sorted(folder.glob("*.whl"))
-    sums = repr([(wheel.name, _sum(wheel)) for wheel in wheels]).encode()
+    sums = repr([(wheel.name, file_digest(wheel)) for wheel in wheels]).encode()
     return Source(
         _version(wheels), folder, "", tuple(extras), hashlib.sha256(sums).hexdigest(), names=tuple(wheel.name for wheel in wheels)
     )
@@ -160,11 +162,6 @@ def _version(wheels: Sequence[Path]) -> str:
     if len(found) != 1:
         raise Refused(f"there must be one wheel of hx-gateway among the wheels, not {len(found)}")
     return found[0]
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

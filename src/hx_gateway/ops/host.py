@@ -238,6 +238,12 @@ def digest(*contents: bytes | Path) -> str:
     return whole.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 in hex over a file of any size."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def owner_of(path: Path) -> tuple[str, str, int]:
     """User, group and mode of a file; numbers where they have no name."""
     found = path.lstat()
