@@ -150,7 +150,10 @@ def documents(client: Client) -> str:
     model = client.ask("GET", "/healthz/deps").wanted().json().get("embedding_model")
     if model is None:
         raise Skipped("no model embeds the gateway's own texts (embeddings.model)")
-    (vector,) = vectors(client.ask("POST", "/v1/embeddings", {"model": model, "input": "ping"}), 1)
+    tried = client.ask("POST", "/v1/embeddings", {"model": model, "input": "ping"})
+    if tried.status == 403:
+        raise Skipped(f"the key may not use the model that embeds: {tried.error}")
+    (vector,) = vectors(tried, 1)
     # A collection keeps to the model of its first document for ever: that must not be decided here for the gateway's own.
     collection = f"verify-{hashlib.sha256(model.encode()).hexdigest()[:8]}-{len(vector)}"
     space = f"verify-{secrets.token_hex(6)}"

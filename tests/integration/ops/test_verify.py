@@ -182,3 +182,25 @@ def test_each_fault_of_a_server_by_itself(fault: str, check: str, words: str) ->
         server.run(break_it)
         found = failed(run_node(backend.url, models=("tiny:1b",)))
     assert [name for name, _ in found] == [check] and words.lower() in next(iter(found.values())).lower(), found
+
+
+def test_a_health_check_is_quick_and_needs_no_key(fleet: Fleet) -> None:
+    def ready(url: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hx_gateway", "verify", "--ready", "--url", url]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (ready(fleet.gateway.url).returncode, ready(fleet.gateway.url).stdout) == (0, "")
+    gone = ready(f"http://127.0.0.1:{free_port()}")
+    assert gone.returncode == 1 and gone.stderr.startswith("hx-gateway: not ready: ") and "Traceback" not in gone.stderr
+
+
+def test_a_key_that_is_no_administrators_verifies_what_it_may(fleet: Fleet) -> None:
+    admin = Client(fleet.gateway.url, KEY)
+    made = admin.ask("POST", "/admin/keys", {"name": "reader", "models": ["small"], "expires": "10m"}).wanted(201).json()
+    try:
+        report = run(fleet.gateway.url, made["key"], timeout_s=20)
+    finally:
+        admin.ask("DELETE", f"/admin/keys/{made['id']}")
+    assert report.ok, report.failures
+    assert set(report.counters) == {"small"}
+    assert {one.check: one.detail for one in report.results if one.state == "skipped"}["limits"].startswith("no limited key could be made")
