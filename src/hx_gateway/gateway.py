@@ -215,7 +215,7 @@ class Gateway:
         ask = learning_ask(learned, exchange, affine, lasting=False) if learned else self.proxy.ask_of(exchange, exchange.candidates)
         decision = self.router.explain(ask, self.clock.monotonic())
         found = told(exchange, ask, decision, identity is None or identity.show_endpoints)
-        return found if learned is None else {**found, "learned": what_was_learned(learned, exchange, ask)}
+        return {**found, "learned": what_was_learned(learned, exchange, ask) if learned is not None else None}
 
     def under_way(self, deployment: Deployment) -> int:
         """Requests under way at a deployment, of all workers: of this one as they are, of the others as of a moment ago."""
