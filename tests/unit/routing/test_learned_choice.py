@@ -28,6 +28,7 @@ from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Decision, Router
 
 MODELS = ("weak", "strong")
+CHOICES = 1_000_000 if os.environ.get("HX_LONG") else 3000
 
 
 def taught(settings: LearnedSettings, chance: float = 1.0) -> Learned:
@@ -197,15 +198,15 @@ def test_feedback_is_written_once_a_key_and_request(tmp_path: Path, monkeypatch:
         note(tmp_path, Feedback("B" * 26, 1, 0.5, "alice", False))
 
 
+@pytest.mark.timeout(900)
 def test_choices_take_no_more_memory_the_more_there_are() -> None:
     learned = taught(LearnedSettings(strong_share=0.3, explore=0.1), chance=0.5)
-    rounds = 1_000_000 if os.environ.get("HX_LONG") else 3000
     for _ in range(100):
         learned.choose(HARD, (0.0, 0.0))
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for _ in range(rounds):
+        for _ in range(CHOICES):
             learned.choose(HARD, (0.0, 0.0)).record()
         assert tracemalloc.get_traced_memory()[0] - before < 10_000
     finally:
