@@ -185,6 +185,9 @@ class Journal:
     # In the thread
 
     def _make(self) -> None:
+        if self._spare is not None:  # asked for once more while the disk was slow
+            self._making = False
+            return
         try:
             self._make_room()
             self._spare = Segment(self.folder / f"{self._names()}{SUFFIX}", self.segment_bytes, int(time.time() * 1000))

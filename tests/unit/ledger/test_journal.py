@@ -170,10 +170,14 @@ def test_a_full_disk_costs_records_only_while_it_is_full(
     journal.tick(1000.0)
     assert (journal.records, journal.lost) == (0, 15) and journal.trouble
     assert "usage records are being lost: 15" in caplog.text and "No space left" in caplog.text
+    assert journal._thread is not None
+    journal._thread.submit(int).result()  # what `tick` began is over
     assert list(tmp_path.iterdir()) == [], "no half-made segment is left"
     room_left[0] = 1
     until(journal, lambda: journal.records == 10)
     journal.append(a_record(25))
+    journal._thread.submit(int).result()
+    assert len(list(tmp_path.iterdir())) <= 2, "trying again and again makes one segment and its spare"
     journal.stop()
     assert [record.prompt_tokens for record in found(tmp_path)] == [*range(10), 25]
     assert "has room again; 15 usage records were lost" in caplog.text
