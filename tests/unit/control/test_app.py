@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from tests.unit.control.house import KEYS, House, answer
 
 from hx_gateway.control.app import create_app
+from hx_gateway.control.dashboard.frame import Desk
 from hx_gateway.core import errors
 from hx_gateway.core.errors import Failure
 from hx_gateway.health.detect import SERVICE_MARK
@@ -65,6 +66,23 @@ async def test_a_fault_of_our_own_tells_only_its_id(caplog: pytest.LogCaptureFix
     assert error["code"] == "internal_error" and "mine-1" in error["message"] and "secret" not in found.text
     assert found.headers["x-request-id"] == "mine-1"
     assert "ZeroDivisionError" in caplog.text and "mine-1" in caplog.text
+
+
+async def test_a_fault_behind_a_page_is_a_page_with_its_id(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def fault(self: Desk, name: str) -> None:
+        raise ZeroDivisionError("secret detail")
+
+    monkeypatch.setattr(Desk, "file", fault)
+    transport = httpx.ASGITransport(create_app(House()), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        page = await client.get("/ui/static/hx.css", headers={"accept": "text/html"})
+        told = await client.get("/ui/static/hx.css")
+    assert page.status_code == told.status_code == 500
+    assert (
+        page.headers["x-request-id"] in page.text and page.text.startswith("<!doctype html>") and "content-security-policy" in page.headers
+    )
+    assert told.json()["error"]["code"] == "internal_error" and "secret" not in page.text + told.text
+    assert caplog.text.count("internal error in request") == 2 and "ZeroDivisionError" in caplog.text
 
 
 async def test_validation_names_the_field_and_not_the_value() -> None:

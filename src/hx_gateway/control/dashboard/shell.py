@@ -89,6 +89,7 @@ def mounted(app: FastAPI, gateway: Gateway) -> None:
     ui.add_exception_handler(Failure, _on_failure)
     ui.add_exception_handler(HTTPException, _on_http)
     ui.add_exception_handler(RequestValidationError, _on_validation)
+    ui.add_exception_handler(Exception, _on_fault)
 
     async def home() -> Response:
         """The dashboard."""
@@ -195,6 +196,12 @@ def _on_validation(request: Request, error: Exception) -> Response:
     first: Any = error.errors()[0]
     name = ".".join(str(part) for part in first.get("loc", ())[1:])
     return _message(request, Failure(errors.INVALID_VALUE, f"{name}: {first.get('msg', 'not valid')}", param=name))
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    """The trace is logged around us."""
+    id = request.scope["state"]["request_id"]
+    return _message(request, Failure(errors.INTERNAL, f"an internal error occurred; the log has it under request id {id}"))
 
 
 def _message(request: Request, failure: Failure) -> Response:
