@@ -135,10 +135,26 @@ def promote(
         else:
             after = changed(standing, standing.champion, version, ("shadow", version, "by hand"))
         await learning.write(store, name, revision, after)
+        _noted(settings, "router.promote", name, version)
         role = "decides" if version == after.champion else "runs in shadow"
         return f"{version[:12]} {role} in {name}; gateways take it over within seconds"
 
     typer.echo(_opened(config, group, work))
+
+
+def _noted(settings: GatewayConfig, action: str, group: str, version: str) -> None:
+    """Write into the audit log what was done by hand."""
+    import getpass
+    import os
+
+    from hx_gateway.config.storage import state_directory
+    from hx_gateway.ledger.audit import note
+
+    try:
+        login = getpass.getuser()
+    except (KeyError, OSError):
+        login = str(os.getuid())
+    note(state_directory(settings.storage, os.environ), f"cli:{login}", action, group, version=version[:12])
 
 
 def _file(artifact: str) -> tuple[str, bytes] | None:
@@ -180,6 +196,7 @@ def demote(group: Group = "", config: Config = None) -> None:
         if not revision or champion == follower:
             _fail(f"{name} has no champion that could be taken out")
         await learning.write(store, name, revision, changed(standing, follower, None, ("demoted", champion, "by hand")))
+        _noted(settings, "router.demote", name, champion)
         return f"{champion[:12] or 'untrained'} is out; {follower[:12] or 'the stated order'} decides in {name} within seconds"
 
     typer.echo(_opened(config, group, work))
