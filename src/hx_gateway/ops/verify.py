@@ -89,7 +89,7 @@ def run(
     status = client.ask("GET", "/models/status")
     told: dict[str, Any] = status.json() if status.status == 200 else {"models": []}
     by_name = {target["name"]: target for target in told["models"]}
-    whole.endpoints(client, report, told)
+    resting = whole.endpoints(client, report, told)
     before = client.ask("GET", "/metrics")
     metrics = Scrape(before.body.decode()) if before.status == 200 else None
     for name, entry in names.items():
@@ -102,6 +102,7 @@ def run(
             expect.dimensions.get(name) or (about["dimensions"] if about["mode"] == "embedding" else None),
             expect.members.get(name),
             name in (EXACT, expect.default),
+            resting,
         ).check()
     if metrics is not None:
         report.check("counters", "", lambda: whole.counters(client, report, metrics))

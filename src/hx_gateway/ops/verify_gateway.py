@@ -60,8 +60,8 @@ def refusals(client: Client) -> str:
     return "malformed JSON is a 400, an unknown model a 404"
 
 
-def endpoints(client: Client, report: Report, status: dict[str, Any] | None) -> None:
-    """Each model server by itself: one that is dead is found also where others stand in for it."""
+def endpoints(client: Client, report: Report, status: dict[str, Any] | None) -> frozenset[str]:
+    """Each model server by itself: one that is dead is found also where others stand in for it. Returns those that get nothing now."""
     answer = client.ask("GET", "/admin/endpoints")
     if answer.status == 200:
         servers = {
@@ -86,6 +86,7 @@ def endpoints(client: Client, report: Report, status: dict[str, Any] | None) -> 
 
     for name, (state, error) in servers.items():
         report.check("endpoint", name, lambda state=state, error=error: well(state, error))  # type: ignore[misc]
+    return frozenset(name for name, (state, _) in servers.items() if state not in ("up", "unknown"))
 
 
 def limits(client: Client, name: str, embeds: bool) -> str:

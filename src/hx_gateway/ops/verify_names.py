@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ EVEN = ("round_robin", "weighted", "least_busy", "power_of_two")
 _FOR_EACH = 8  # requests of the spread for each deployment
 _MOST = 48
 _AT_ONCE = 4
+_SETTLED_S = 25.0  # after which one that just recovered has its full part again
 _ALIKE = 0.999  # of two vectors of one text
 
 
@@ -78,6 +80,7 @@ class Name:
         length: Of its vectors, where it is known what that must be.
         members: Models that must serve it; None for any.
         exact: Whether a chat must say the text and nothing else.
+        resting: Endpoints that get nothing now, by their names.
     """
 
     client: Client
@@ -87,6 +90,7 @@ class Name:
     length: int | None = None
     members: frozenset[str] | None = None
     exact: bool = False
+    resting: frozenset[str] = frozenset()
 
     @property
     def id(self) -> str:
@@ -180,6 +184,7 @@ class Name:
 
     def _spread(self) -> str:
         able = [one for one in (self.status or {}).get("deployments", ()) if one["available"] and one["weight"] > 0]
+        able = [one for one in able if one["endpoint"] not in self.resting]
         if len(able) < 2:
             raise Skipped("fewer than two of its deployments can be used now")
         count = min(_MOST, _FOR_EACH * len(able))
@@ -192,18 +197,22 @@ class Name:
             headers = answer.wanted().headers
             return headers.get("x-hx-model", ""), headers.get("x-hx-endpoint", "")
 
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            parts = Counter(threads.map(one, range(count)))
-        if ("", "") in parts or any(not endpoint for _, endpoint in parts):
-            raise Skipped("the key is not told which endpoint answers")
+        most, policy = max(one["weight"] for one in able), (self.status or {}).get("policy")
+        equal = {(one["model"], one["endpoint"]) for one in able if one["weight"] == most}
+        parts: Counter[tuple[str, str]] = Counter()
+        give_up_s = time.monotonic() + _SETTLED_S
+        while True:
+            with ThreadPoolExecutor(_AT_ONCE) as threads:
+                parts.update(threads.map(one, range(count)))
+            if any(not endpoint for _, endpoint in parts):
+                raise Skipped("the key is not told which endpoint answers")
+            without = [f"{model} on {endpoint}" for model, endpoint in sorted(equal - parts.keys())]
+            if not without or policy not in EVEN or time.monotonic() > give_up_s:
+                break
+            time.sleep(1.0)
         told = ", ".join(f"{model} on {endpoint} {number}" for (model, endpoint), number in sorted(parts.items()))
-        most = max(one["weight"] for one in able)
-        without = [
-            f"{one['model']} on {one['endpoint']}" for one in able if one["weight"] == most and not parts[one["model"], one["endpoint"]]
-        ]
-        policy = (self.status or {}).get("policy")
         if without and policy in EVEN:
-            raise Fault(f"of {count} requests by {policy}, none went to {', '.join(without)}: {told}")
+            raise Fault(f"of {parts.total()} requests by {policy}, none went to {', '.join(without)}; is it drained? {told}")
         return f"{told} ({policy})"
 
 

@@ -16,6 +16,7 @@ from tests.integration.ops.conftest import Fleet, config_for
 from tests.support.background import Scripted
 from tests.support.gateway import KEY, GatewayProcess, free_port
 
+from hx_gateway.ops import verify_names
 from hx_gateway.ops.verify import Expect, run
 from hx_gateway.ops.verify_client import Client
 from hx_gateway.ops.verify_node import run_node
@@ -65,7 +66,8 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("fault", PLANTED)
-def test_a_fault_of_a_server_is_named(fleet: Fleet, fault: str) -> None:
+def test_a_fault_of_a_server_is_named(fleet: Fleet, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_names, "_SETTLED_S", 0.1)
     check, words = PLANTED[fault]
     fleet.fail("one", f"{fault} after=2 status=502" if fault == "status" else fault)
     found = failed(verify(fleet))
@@ -204,3 +206,19 @@ def test_a_key_that_is_no_administrators_verifies_what_it_may(fleet: Fleet) -> N
     assert report.ok, report.failures
     assert set(report.counters) == {"small"}
     assert {one.check: one.detail for one in report.results if one.state == "skipped"}["limits"].startswith("no limited key could be made")
+
+
+def test_a_server_that_gets_nothing_is_named_and_a_drained_one_is_not_blamed(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_names, "_SETTLED_S", 0.1)
+    admin = Client(fleet.gateway.url, KEY)
+    made = admin.ask("POST", "/admin/keys", {"name": "looker", "models": ["small"], "expires": "10m"}).wanted(201).json()
+    admin.ask("POST", "/admin/endpoints/two/drain").wanted()
+    try:
+        # Only an administrator is told of drains.
+        assert "none went to small on two; is it drained?" in failed(run(fleet.gateway.url, made["key"], timeout_s=20))["spread", "small"]
+        report = verify(fleet)
+        assert report.ok, report.failures
+        assert ("endpoint", "two", "skipped") in {(one.check, one.subject, one.state) for one in report.results}
+    finally:
+        admin.ask("POST", "/admin/endpoints/two/undrain").wanted()
+        admin.ask("DELETE", f"/admin/keys/{made['id']}")
