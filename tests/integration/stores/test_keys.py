@@ -67,8 +67,8 @@ async def test_every_change_raises_the_version_and_is_in_the_log(database_url: s
         change = KeyChange(limits={"requests_per_second": 0.0, "burst": 3}, team="blue")
         after = await keys.change(store, "app", BY, "key.change", change.changes)
         assert (after.limits.requests_per_second, after.limits.burst, after.limits.day_tokens, after.team) == (0.0, 3, 1000, "blue")
-        after = await keys.change(store, key.id, BY, "key.rotate", lambda key: rotated(key, "hx-second-of-this-name", "1h"))
-        assert (after.old_hash, after.hash, after.hint) == (digest_of(secret), digest_of("hx-second-of-this-name"), "hx-secon")
+        after = await keys.change(store, key.id, BY, "key.rotate", lambda key: rotated(key, "hx-second-of-this-long-name", "1h"))
+        assert (after.old_hash, after.hash, after.hint) == (digest_of(secret), digest_of("hx-second-of-this-long-name"), "hx-secon")
         after = await keys.change(store, "app", BY, "key.revoke", revoked)
         assert after.revoked_ms and after == await keys.get(store, "app")
         assert await keys.version(store) == 4
