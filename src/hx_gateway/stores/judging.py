@@ -27,6 +27,7 @@ JUDGE = "judge"
 """Who gave the feedback, as the store names it."""
 _AT_ONCE = 5  # answers judged in one run, so that what the budget says is never far behind
 _LOOKED = 500
+_LATE_MS = 600_000  # older answers are left alone
 _MOST_CHARS = 8000  # of question and answer each
 _ANSWER_S = 60.0
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
@@ -67,7 +68,7 @@ def mark(body: bytes) -> float | None:
 
 
 class Judging:
-    """Judges a share of the answers that nobody else has judged, from the start of this process on.
+    """Judges a share of the answers of the last ten minutes that nobody has judged.
 
     Args:
         config: The configuration.
@@ -85,7 +86,8 @@ class Judging:
         self.asked = self.unclear = 0
         self._ask = ask
         self._service = config.service
-        self._after_ms = dict.fromkeys(self.judges, int(time.time() * 1000))
+        self._seen: dict[str, dict[str, int]] = {name: {} for name in self.judges}  # answers that were looked at, and when they were given
+        self._used: dict[str, tuple[str, int]] = {}  # what is known to be asked for, by day: the ledger tells a moment later
 
     def pending(self) -> bool:
         """Always: only the store knows."""
@@ -106,21 +108,21 @@ class Judging:
     async def _judge(self, store: Store, name: str, judge: JudgeSettings) -> None:
         from hx_gateway.stores.sql.routed import unjudged
 
-        rows = await unjudged(store, name, self._after_ms[name], _LOOKED)
-        due = [row for row in rows if crc32(row.id.encode()) < judge.share * 2**32]
-        if len(due) <= _AT_ONCE:
-            if rows:
-                self._after_ms[name] = rows[-1].at_ms
-        else:
-            due = due[:_AT_ONCE]
-            self._after_ms[name] = due[-1].at_ms
-        texts = [(row.id, text) for row in due if (text := said(row.request or b"", row.response or b""))]
-        if not texts:
-            return
+        # A row and its bodies come to the store by different ways and in any order, so a place in time alone would miss some.
+        after_ms = int(time.time() * 1000) - _LATE_MS
+        seen = self._seen[name] = {id: at_ms for id, at_ms in self._seen[name].items() if at_ms > after_ms}
+        rows = await unjudged(store, name, after_ms, _LOOKED + len(seen))
+        due = [row for row in rows if row.id not in seen and crc32(row.id.encode()) < judge.share * 2**32][:_AT_ONCE]
         gateway = self._gateway(judge)
-        for id, (question, answer) in texts:
-            if not await self._affordable(gateway, judge):
+        for row in due:
+            text = said(row.request or b"", row.response or b"")
+            if text is None:
+                seen[row.id] = row.at_ms
+                continue
+            if not await self._affordable(gateway, name, judge):
                 return
+            seen[row.id] = row.at_ms
+            id, (question, answer) = row.id, text
             asked = _ASKED.format(question=question[:_MOST_CHARS], answer=answer[:_MOST_CHARS])
             body = {"model": judge.model, "messages": [{"role": "user", "content": asked}], "max_tokens": 8, "temperature": 0}
             self.asked += 1
@@ -131,10 +133,10 @@ class Judging:
                 continue
             comment = f"judged by {judge.model} in request {_header(found.headers, b'x-hx-decision-id')}"
             await asyncio.to_thread(note, self.folder, Feedback(id, int(time.time() * 1000), score, JUDGE, True, comment))
-            await asyncio.sleep(1.0)  # until its usage counts
+            await asyncio.sleep(1.0)  # until its cost counts
 
-    async def _affordable(self, gateway: Endpoint, judge: JudgeSettings) -> bool:
-        """Whether the key of the judge has used less today than it may, as the gateway's own ledger says."""
+    async def _affordable(self, gateway: Endpoint, name: str, judge: JudgeSettings) -> bool:
+        """Whether the key of the judge has used less today than it may, as the gateway's own ledger and what was asked since say; counts one more."""
         today = time.strftime("%Y-%m-%d", time.gmtime())
         found = await self._ask(gateway, f"/v1/usage?from={today}", None, timeout_s=_ANSWER_S)
         if found.status != 200:
@@ -142,7 +144,12 @@ class Judging:
             return False
         rows = msgspec.json.decode(found.body)["data"]
         requests, cost = sum(row["requests"] for row in rows), sum(row["cost"] for row in rows)
-        return requests < judge.requests_per_day and (cost < judge.cost_per_day or not cost)
+        day, asked = self._used.get(name, (today, 0))
+        requests = max(requests, asked if day == today else 0)
+        if requests >= judge.requests_per_day or (cost and cost >= judge.cost_per_day):
+            return False
+        self._used[name] = (today, requests + 1)
+        return True
 
     def _gateway(self, judge: JudgeSettings) -> Endpoint:
         """This machine's own port."""
