@@ -37,7 +37,9 @@ def test_the_house_is_small() -> None:
 def test_the_way_of_a_request_is_short() -> None:
     """What must be read to know what happens to a request."""
     # routing/learned/ is a wing: a request passes it only where a group asks for it (decision 6)
-    rooms = [path for path in modules() if path.relative_to(ROOT / "src" / "hx_gateway").parts[0] in THE_WAY and "learned" not in path.parts]
+    rooms = [
+        path for path in modules() if path.relative_to(ROOT / "src" / "hx_gateway").parts[0] in THE_WAY and "learned" not in path.parts
+    ]
     assert 5_000 < sum(len(lines_of(path)) for path in rooms) < LONGEST_WAY
 
 

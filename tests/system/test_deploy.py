@@ -183,7 +183,7 @@ def test_backup_and_restore(machine: Machine) -> None:
     until(lambda: '"hx-chat"' in machine.get("/v1/models", KEY))
     assert chat(machine) == "HX-OK"
     keys = json.loads(machine.do("hx-gateway", "service", "run", "--", "keys", "list", "--json"))["keys"]
-    assert [key["name"] for key in keys if not key["name"].startswith("deploy-")] == ["admin"]
+    assert [key["name"] for key in keys if not key["name"].startswith(("deploy-", "verify-"))] == ["admin"]
 
 
 def test_back_to_litellm_and_to_the_gateway(machine: Machine) -> None:

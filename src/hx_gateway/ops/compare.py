@@ -154,9 +154,7 @@ def compare(a: Side, b: Side, models: Sequence[str], embedders: Sequence[str], m
         yield _case(a, b, f"{model}: an embedding", "/v1/embeddings", {"model": model, "input": PROMPTS[0]}, repeat)
     unknown = {"model": "hx-compare-no-such-model", "messages": [{"role": "user", "content": "ping"}]}
     yield _case(a, b, "a model that does not exist", "/v1/chat/completions", unknown, 1)
-    yield _case(
-        a, b, "a wrong key", "/v1/chat/completions", {**unknown, "model": models[0] if models else "m"}, 1, "sk-a-wrong-key"
-    )
+    yield _case(a, b, "a wrong key", "/v1/chat/completions", {**unknown, "model": models[0] if models else "m"}, 1, "sk-a-wrong-key")
 
 
 def _case(a: Side, b: Side, name: str, path: str, body: Any, repeat: int, key: str | None = None) -> Case:
