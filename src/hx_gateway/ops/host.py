@@ -116,7 +116,8 @@ class Host:
 
     def journal(self, since_s: float, lines: int = 30) -> str:
         """The end of what the service wrote since a moment in Unix time."""
-        said = self.run("journalctl", "-u", SERVICE, "-S", f"@{since_s:.0f}", "--no-pager", "-o", "cat").stdout
+        self.run("journalctl", "--sync")  # what it wrote last is still on its way
+        said = self.run("journalctl", "-u", SERVICE, "-S", f"@{int(since_s)}", "--no-pager", "-o", "cat").stdout
         return "\n".join(said.rstrip().splitlines()[-lines:])  # given both a time and a number, journalctl tells of the beginning
 
     def user_known(self) -> bool:
