@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from hx_gateway.core.context import FORWARD, Exchange
 from hx_gateway.core.errors import CATALOGUE, Blame
 from hx_gateway.core.interfaces import unheard
 from hx_gateway.dataplane.answer import request_id
+from hx_gateway.telemetry.beside import Beside
 from hx_gateway.telemetry.logs import LogHandler, scrub
 
 EVERY = 100
@@ -82,12 +82,10 @@ class Lines:
 
     __slots__ = (
         "_left",
-        "_news",
         "_queue",
         "_since_s",
         "_skipped",
-        "_stopping",
-        "_thread",
+        "beside",
         "lost",
         "most",
         "sampled",
@@ -105,9 +103,7 @@ class Lines:
         self._left = [0, 0]  # of this second: lines about what went well, and about failures
         self._skipped = 0
         self._queue: deque[tuple[Line, float]] = deque()
-        self._news = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self.beside = Beside("log lines", self._queue, self._work)
 
     attempted = unheard
 
@@ -139,32 +135,21 @@ class Lines:
 
     def tick(self) -> None:
         """Have what waits written."""
-        if self._queue and not self._stopping:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="log lines", daemon=True)
-                self._thread.start()
-            self._news.set()
+        self.beside.tick()
 
     def stop(self) -> None:
         """Have what is left written, within a second; a log that is stuck holds nobody up."""
-        self.tick()
-        self._stopping = True
-        self._news.set()
-        if self._thread is not None:
-            self._thread.join(1.0)
+        self.beside.stop(1.0)
 
     def _work(self) -> None:
-        while not self._stopping or self._queue:
-            self._news.wait()
-            self._news.clear()
-            batch = []
-            while self._queue:
-                batch.append(self._queue.popleft())
-            try:
-                _write(batch)
-                self.written += len(batch)
-            except (OSError, ValueError):  # a pipe that nobody reads any more, a stream that was closed
-                self.lost += len(batch)
+        batch = []
+        while self._queue:
+            batch.append(self._queue.popleft())
+        try:
+            _write(batch)
+            self.written += len(batch)
+        except (OSError, ValueError):  # a pipe that nobody reads any more, a stream that was closed
+            self.lost += len(batch)
 
 
 def line_of(exchange: Exchange, now_s: float, level: int, sampled: int = 0) -> Line:

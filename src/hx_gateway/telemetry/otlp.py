@@ -15,6 +15,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from hx_gateway.telemetry.beside import Beside
 from hx_gateway.telemetry.tracing import Finished
 
 _MOST = 2048  # spans that wait to be sent
@@ -83,9 +84,7 @@ class Exporter:
         )
         self.made = 0
         self._dropped = 0
-        self._news = threading.Event()
-        self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._beside = Beside("traces", self._queue, self._work)
 
     @property
     def lost(self) -> int:
@@ -102,32 +101,21 @@ class Exporter:
 
     def tick(self) -> None:
         """Have spans made of what waits."""
-        if self._queue and not self._stopping:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="traces", daemon=True)
-                self._thread.start()
-            self._news.set()
+        self._beside.tick()
 
     def stop(self) -> None:
         """Send what is left, within some seconds; a collector that is away holds nobody up."""
-        self.tick()
-        self._stopping = True
-        self._news.set()
-        if self._thread is not None:
-            self._thread.join(_STOP_S)
+        self._beside.stop(_STOP_S)
         last = threading.Thread(target=self._processor.shutdown, name="last traces", daemon=True)
         last.start()
         last.join(_STOP_S)
 
     def _work(self) -> None:
-        while not self._stopping or self._queue:
-            self._news.wait()
-            self._news.clear()
-            while self._queue:
-                try:
-                    self._make(self._queue.popleft())
-                except Exception:  # blame: the gateway's own; the next trace is another matter
-                    _log.exception("a trace could not be made")
+        while self._queue:
+            try:
+                self._make(self._queue.popleft())
+            except Exception:  # blame: the gateway's own; the next trace is another matter
+                _log.exception("a trace could not be made")
 
     def _make(self, finished: Finished) -> None:
         trace, line = finished.trace, finished.line

@@ -161,7 +161,7 @@ def test_a_log_that_is_stuck_holds_nobody_up(log: Callable[[str], io.StringIO], 
             begun.set()
         lines.stop()
         assert lines.lost > 0 and len(lines._queue) <= 50
-        while len(os.read(reading, 1 << 20)) and lines._thread is not None and lines._thread.is_alive():
+        while len(os.read(reading, 1 << 20)) and lines.beside.thread is not None and lines.beside.thread.is_alive():
             pass  # so that the thread can end
     os.close(reading)
 
