@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from hx_gateway.control.envelope import parse_lines
+from hx_gateway.core import errors
 from hx_gateway.core.context import FORWARD, Exchange, Route
+from hx_gateway.core.errors import Failure
 from hx_gateway.core.headers import DROP, KEEP, NOTE, disposition
 from hx_gateway.core.interfaces import Headers
 
@@ -186,3 +188,14 @@ def split_headers(headers: Headers, route: Route) -> tuple[dict[bytes, bytes], l
         elif action == KEEP or (action == DROP and name == b"content-type" and route is FORWARD):
             forward += (name + b": ", value, b"\r\n")
     return notes, forward
+
+
+def fits(body: bytes, most: int) -> bytes:
+    """A body that came through the control plane, of which the setting allows ``most`` bytes.
+
+    Raises:
+        Failure: It is larger.
+    """
+    if len(body) > most:
+        raise Failure(errors.TOO_LARGE, f"the body is larger than http.max_body_bytes ({most})")
+    return body

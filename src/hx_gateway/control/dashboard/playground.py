@@ -6,12 +6,10 @@ from fastapi import APIRouter, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer
+from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer, fits
 from hx_gateway.control.dashboard.frame import SignedIn, render
 from hx_gateway.control.dependencies import GatewayOf
-from hx_gateway.core import errors
 from hx_gateway.core.context import CHAT, Exchange
-from hx_gateway.core.errors import Failure
 
 
 def router() -> APIRouter:
@@ -31,12 +29,9 @@ def router() -> APIRouter:
     async def chat(request: Request, session: SignedIn, gateway: GatewayOf) -> Response:
         """A chat for the key of the session: the stages, limits and records of every other."""
         try:
-            body = await request.body()
+            body = fits(await request.body(), gateway.config.http.max_body_bytes)
         except ClientDisconnect:
             return Response(status_code=400)  # nobody will read it
-        limit = gateway.config.http.max_body_bytes
-        if len(body) > limit:
-            raise Failure(errors.TOO_LARGE, f"the body is larger than http.max_body_bytes ({limit})")
         notes = {name: value for name, value in request.scope["headers"] if name.startswith(b"x-hx-")}
         client, id = AsgiClientSide(), request.scope["state"]["request_id"]
         exchange = Exchange(id, CHAT, b"POST", b"/v1/chat/completions", notes, [], body, client, gateway.clock.monotonic())

@@ -6,7 +6,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer, split_headers
+from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer, fits, split_headers
 from hx_gateway.control.dependencies import gateway_of, identify
 from hx_gateway.control.refusals import method_refused
 from hx_gateway.core import errors
@@ -48,12 +48,9 @@ async def _exchange(request: Request, route: Inference) -> Response:
     gateway = gateway_of(request)
     state = request.scope["state"]
     try:
-        body = await request.body()
+        body = fits(await request.body(), gateway.config.http.max_body_bytes)
     except ClientDisconnect:
         return Response(status_code=400)  # nobody will read it
-    limit = gateway.config.http.max_body_bytes
-    if len(body) > limit:
-        raise Failure(errors.TOO_LARGE, f"the body is larger than http.max_body_bytes ({limit})")
     notes, lines = split_headers(request.scope["headers"], route)
     client = AsgiClientSide()
     exchange = Exchange(

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from hx_gateway.control.audit import audit
-from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer, split_headers
+from hx_gateway.control.bridge import AsgiClientSide, ExchangeAnswer, fits, split_headers
 from hx_gateway.control.dependencies import Caller as CallerOf
 from hx_gateway.control.dependencies import Gateway, GatewayOf, gateway_of
 from hx_gateway.control.openapi import failures
@@ -122,10 +122,8 @@ async def _served(
         return Response(status_code=400)  # nobody will read it
     refusal: Failure | None = None
     ask: Any = None
-    limit = gateway.config.http.max_body_bytes
     try:
-        if len(body) > limit:
-            raise Failure(errors.TOO_LARGE, f"the body is larger than http.max_body_bytes ({limit})")
+        fits(body, gateway.config.http.max_body_bytes)
         ask = read(kind, body) if kind is not None else None
     except Failure as failure:
         refusal = failure  # told when it is known who asks, and recorded
