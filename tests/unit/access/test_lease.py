@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tests.unit.access.together import together
 
 from hx_gateway.access import limiter as limiters
 from hx_gateway.access.account import MINUTE_S, NANO, Account, Hold, Refusal
@@ -259,15 +259,7 @@ KILLED = "print(count, start, time.monotonic(), ahead, flush=True)\nimport os, s
 
 @pytest.mark.parametrize("end", [ORDERLY, KILLED], ids=["orderly", "killed"])
 def test_three_processes_that_lease_keep_one_limit(folder: Path, end: str) -> None:
-    command = [sys.executable, "-c", CHILD.replace("END", end), str(folder)]
-    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    for child in children:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("\n")
-        child.stdin.flush()
-    said = [child.communicate()[0].split() for child in children]
+    said = together([sys.executable, "-c", CHILD.replace("END", end), str(folder)])
     total = sum(int(words[0]) for words in said)
     took_s = max(float(words[2]) for words in said) - min(float(words[1]) for words in said)
     assert sum(int(words[3]) for words in said), "nothing was taken ahead"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from tests.unit.access.together import together
 
 from hx_gateway.access import limiter as limiters
 from hx_gateway.access.account import MINUTE_S, NANO, Account, Hold, Refusal, span
@@ -264,17 +265,7 @@ print(count, start, time.monotonic(), flush=True)
 
 
 def test_three_processes_together_keep_one_limit(tmp_path: Path) -> None:
-    children = [
-        subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    for child in children:
-        assert child.stdout is not None and child.stdout.readline() == "ready\n"
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("\n")
-        child.stdin.flush()
-    said = [child.communicate()[0].split() for child in children]
+    said = together([sys.executable, "-c", CHILD, str(tmp_path)])
     total = sum(int(words[0]) for words in said)
     took_s = max(float(words[2]) for words in said) - min(float(words[1]) for words in said)
     assert total <= 20 + 200 * took_s + 1
