@@ -14,6 +14,7 @@ from hx_gateway.openai.replay import Recording
 _PREFIX = b"hx:cache:"
 _AT_ONCE = 32  # keys asked of Redis in one call
 _PATIENCE_S = 0.02  # for all calls of one request together, as far as no further one is begun
+_SKEW_MS = 60_000  # what an answer may be younger than nothing: another machine's clock is ahead, or ours was set back
 _MOST_UNSAVED = 1 << 25  # bytes that may wait to be written to Redis; what comes on top stays in memory only
 
 
@@ -81,7 +82,7 @@ class Shelf:
         if found is None:
             return None
         recording, size = found
-        if not 0 <= now_ms - recording.made_ms < self.ttl_ms:
+        if not -_SKEW_MS <= now_ms - recording.made_ms < self.ttl_ms:
             del self._held[key]
             self.bytes -= size
             return None
@@ -149,7 +150,7 @@ class Shelf:
                 some = keys[at : at + _AT_ONCE]
                 for number, data in enumerate(await remote.call("MGET", *(_PREFIX + key.hex().encode() for key in some)), at):
                     recording = Recording.unpacked(data) if isinstance(data, bytes) else None
-                    if recording is not None and 0 <= now_ms - recording.made_ms < self.ttl_ms:
+                    if recording is not None and -_SKEW_MS <= now_ms - recording.made_ms < self.ttl_ms:
                         found[number] = recording
                         self.hold(keys[number], recording)
         except Unavailable:

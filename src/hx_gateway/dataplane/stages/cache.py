@@ -121,7 +121,7 @@ class Caching:
             self._shelf.hold(key, recording)  # it takes more room now
         exchange.prompt_tokens, exchange.completion_tokens, exchange.cached_tokens = recording.tokens
         exchange.estimated = recording.estimated
-        return self._again(exchange, made, EVENTS if form else JSON, recording.head, (now_ms - recording.made_ms) // 1000, result)
+        return self._again(exchange, made, EVENTS if form else JSON, recording.head, max(0, now_ms - recording.made_ms) // 1000, result)
 
     def _again(self, exchange: Exchange, body: bytes, kind: bytes, head: bytes, age_s: int, result: str) -> Response:
         exchange.cached = "hit"
