@@ -64,6 +64,7 @@ MODEL_NOT_ALLOWED = _client("model_not_allowed", 403, "The key may not use this 
 NAMESPACE_NOT_ALLOWED = _client("namespace_not_allowed", 403, "The key may not read or write this namespace of documents.", "permission_error")
 ADMIN_ONLY = _client("admin_required", 403, "The route needs an admin key.", "permission_error")
 MODEL_NOT_FOUND = _client("model_not_found", 404, "No model, alias or group has this name.")
+NAMESPACE_NOT_FOUND = _client("namespace_not_found", 404, "The search names a namespace that neither a document nor the key's scope has.")
 NOT_FOUND = _client("not_found", 404, "No such route, and no default upstream to forward it to.")
 METHOD_NOT_ALLOWED = _client("method_not_allowed", 405, "The route exists, but not for this method.")
 CONFLICT = _client("conflict", 409, "The change does not go with what is there; `param` names the field.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Protocol
 
 import msgspec
@@ -130,6 +131,26 @@ def namespace_of(given: str | None, identity: Identity | None, write: bool, fiel
     return name
 
 
+async def _expect(shelves: Shelves, collection: Collection, given: str | None, identity: Identity | None) -> None:
+    """Tell a namespace in which nothing was found from one that is not there, as a slip of the pen makes it.
+
+    The default one, and those that a key is made for, are there before their first document; so is any in an empty collection.
+
+    Raises:
+        Failure: ``namespace_not_found``.
+    """
+    if given is None or given == DEFAULT or (identity is not None and identity.namespaces is not None and not identity.admin):
+        return
+    if await shelves.store.count(collection.name, given, EVERYTHING):
+        return
+    there = sorted(await shelves.store.namespaces(collection.name))
+    if not there:
+        return
+    near = get_close_matches(given, there, 3) or there[:3]
+    text = f"namespace: there is no namespace {given!r} in collection {collection.name!r}; there are {', '.join(map(repr, near))}"
+    raise Failure(errors.NAMESPACE_NOT_FOUND, text + (" and others" if len(there) > len(near) else ""), param="namespace")
+
+
 class Found(msgspec.Struct):
     """A hit on its way into the answer."""
 
@@ -146,7 +167,7 @@ async def search(shelves: Shelves, ask: Search, asker: Asker) -> dict[str, Any]:
         ``points``, in the shape of Qdrant's answer to a query, each with ``found_by``: its rank in each part that found it.
 
     Raises:
-        Unfit, Failure: Something of the request cannot be done.
+        Unfit, Failure: Something of the request cannot be done, or there is no such namespace.
         StoreUnavailable: The store cannot be used.
     """
     namespace = namespace_of(ask.namespace, asker.identity, write=False)
@@ -183,6 +204,8 @@ async def search(shelves: Shelves, ask: Search, asker: Asker) -> dict[str, Any]:
     )
     if mode == "sparse" and ask.score_threshold is not None:
         sparse = [hit for hit in sparse if hit.score >= ask.score_threshold]
+    if not dense and not sparse:
+        await _expect(shelves, collection, ask.namespace, asker.identity)
     found = _joined(mode, dense, sparse, ask.rrf_k)
     if mode == "hybrid" and ask.score_threshold is not None:
         found = await _near(shelves, collection, namespace, vector, found, ask.score_threshold)

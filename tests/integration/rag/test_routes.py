@@ -137,7 +137,10 @@ def test_what_is_replaced_and_what_has_not_changed(house: House) -> None:
     assert house.texts(query="wing shock", namespace="again") == ["shock"]
     _, gone, _ = house.ask("POST", "/v1/rag/delete", {"ids": ["long"], "namespace": "again"})
     assert gone["result"] == {"status": "completed", "deleted": 1}
-    assert house.texts(query="wing shock", namespace="again") == []
+    status, answer, _ = house.ask("POST", "/v1/rag/search", {"query": "wing shock", "namespace": "again"})
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (404, "namespace_not_found", "namespace"), (
+        "its last document is gone"
+    )
 
 
 def test_progress_comes_as_events(house: House) -> None:

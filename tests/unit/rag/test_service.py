@@ -269,6 +269,20 @@ async def test_progress_tells_of_every_document_once(shelves: Shelves) -> None:
     assert sorted(told) == [(number, "failed" if number == 3 else "stored") for number in range(10)]
 
 
+async def test_a_namespace_that_is_not_there_is_told_from_an_empty_one(shelves: Shelves) -> None:
+    admin = Embedding()
+    assert await found(shelves, admin, query="wing", namespace="manuels") == [], "nothing is there at all"
+    await put(shelves, admin, document("a", "wing"), namespace="manuals")
+    for mode in ("dense", "sparse", "hybrid"):
+        with pytest.raises(Failure, match="no namespace 'manuels' in collection 'documents'; there are 'manuals'") as caught:
+            await found(shelves, admin, query="wing", namespace="manuels", mode=mode)
+        assert (caught.value.kind, caught.value.param) == (errors.NAMESPACE_NOT_FOUND, "namespace")
+    assert await found(shelves, admin, query="wing") == await found(shelves, admin, query="wing", namespace="default") == []
+    assert await found(shelves, Embedding(Identity("team", namespaces=frozenset({"manuels"}))), query="wing", namespace="manuels") == []
+    nothing = {"must": [{"key": "n", "match": {"value": 1}}]}
+    assert await found(shelves, admin, query="wing", namespace="manuals", filter=nothing) == []
+
+
 SCOPED = Identity("team", namespaces=frozenset({"ours", "theirs:r"}))
 
 
