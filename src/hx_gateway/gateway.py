@@ -40,7 +40,7 @@ from hx_gateway.telemetry.desk import Desk
 from hx_gateway.upstream.fetch import fetch
 
 if TYPE_CHECKING:
-    from hx_gateway.core.interfaces import Provider, Stage
+    from hx_gateway.core.interfaces import Observer, Provider, Stage
     from hx_gateway.local.supervisor import LocalModel
     from hx_gateway.telemetry.book import Book
 
@@ -87,6 +87,7 @@ class Gateway:
         self._retired: list[Endpoint] = []  # no longer configured, with answers under way
         self._tasks: list[asyncio.Task[None]] = []
         self._known: object = None
+        self._guests: list[Observer] = []
         self.learners = Learners()
         self.router = Router(self._policy_of(config))
         self.proxy = Proxy(
@@ -123,7 +124,7 @@ class Gateway:
         self.backing.adopt(config, keys, assembly.endpoints.values())
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
         bodies = [self.backing.ledger.bodies] if config.ledger.bodies.enabled else []
-        proxy.observers = (*self.telemetry.observers, self.backing.ledger, self.backing.metering, *bodies)
+        proxy.observers = (*self.telemetry.observers, self.backing.ledger, self.backing.metering, *bodies, *self._guests)
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
         self.pipeline = Pipeline([*self.telemetry.stages, *bodies, *run], proxy.start, proxy.answer, proxy.refuse)
@@ -156,6 +157,11 @@ class Gateway:
         stay = set(assembly.endpoints.values())
         self._retired += [endpoint for endpoint in before.endpoints.values() if endpoint not in stay]
         self._known = None
+
+    def observe(self, observer: Observer) -> None:
+        """Have another observer told of attempts and ends, after the gateway's own; it stays when the configuration is reloaded."""
+        self._guests.append(observer)
+        self.proxy.observers += (observer,)
 
     def __repr__(self) -> str:
         return f"<Gateway {self.config.service.name} names={len(self.registry.targets)} endpoints={len(self.registry.endpoints)}>"
@@ -275,11 +281,11 @@ class Gateway:
         for endpoint in (*self.assembly.endpoints.values(), *self._retired):
             endpoint.pool.close()
         await asyncio.gather(*(model.stop() for model in self.local_models))
+        self.telemetry.stop(self)  # before what it reports on is closed: what is gone has counted nothing
         await self.backing.stop()
         house, self._house = self._house, None
         if house is not None:
             await asyncio.to_thread(house.close)
-        self.telemetry.stop(self)
 
     async def _start_local(self) -> None:
         if self._local_elsewhere is not None:

@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from hx_gateway import FlatConfig, LoadBalancer, Service
+from hx_gateway.core.context import Exchange
+from hx_gateway.core.interfaces import unheard
 from hx_gateway.testing.backend import Backend
 
 SAY = {"model": "tiny", "messages": [{"role": "user", "content": "Say: HX-OK"}]}
@@ -55,3 +57,26 @@ async def test_a_load_balancer_follows_its_fleet(tmp_path: Path) -> None:
             while balancer.get_available_models():
                 await asyncio.sleep(0.05)
         assert balancer.get_health_status()["status"] == "unhealthy"
+
+
+async def test_who_observes_hears_of_every_end_and_the_last_counts_are_true(tmp_path: Path) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.heard: list[int] = []
+
+        attempted = unheard
+
+        def finished(self, exchange: Exchange) -> None:
+            self.heard.append(exchange.status)
+
+    listener = Listener()
+    async with Backend() as backend, httpx.AsyncClient(headers={"authorization": "Bearer a-key-of-this-test-alone"}) as client:
+        async with Service(settings(backend, tmp_path)) as service:
+            service.gateway.observe(listener)
+            for _ in range(2):
+                assert (await client.post(f"{service.url}/v1/chat/completions", json=SAY)).status_code == 200
+                service.gateway.reload(settings(backend, tmp_path).config)
+            assert (await client.post(f"{service.url}/v1/chat/completions", json=SAY | {"model": "none"})).status_code == 404
+        book = service.gateway.telemetry.book
+    assert listener.heard == [200, 200, 404]
+    assert book.cells("hx_gateway_journal_records", (), 1)[0] == 3, "the journal was closed before its count was told"

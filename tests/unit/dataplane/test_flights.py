@@ -202,7 +202,7 @@ class Skies(RuleBasedStateMachine):
         self.gateway = Gateway(loaded)
         self.watcher = Watcher()
         self.proxy = self.gateway.proxy
-        self.proxy.observers = (self.watcher, *self.proxy.observers)
+        self.gateway.observe(self.watcher)
         (self.endpoint,) = self.gateway.registry.endpoints.values()
         self.pool = self.endpoint.pool = Pool()
         self.asked: list[tuple[Exchange, Client, str]] = []
@@ -277,7 +277,6 @@ class Skies(RuleBasedStateMachine):
     @rule()
     def reload(self) -> None:
         self.do(lambda: self.gateway.reload(self.config))
-        self.proxy.observers = (self.watcher, *self.proxy.observers)  # each configuration brings its own
         self.endpoint.pool = self.pool
 
     @invariant()

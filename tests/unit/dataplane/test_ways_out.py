@@ -122,19 +122,11 @@ class WaysOut(RuleBasedStateMachine):
         self.gateway = Gateway(CONFIGS[0])
         self.watcher = Watcher()
         self.proxy = self.gateway.proxy
-        self.watch()
+        self.gateway.observe(self.watcher)
         self.everything: list[Exchange] = []
         self.deployments: dict[Deployment, None] = {}
         self.endpoints: dict[Endpoint, None] = {}
         self.look_around()
-
-    def watch(self) -> None:
-        """Hear of every end; each configuration brings its own observers."""
-        self.proxy.observers = (self.watcher, *self.proxy.observers)
-
-    def reload(self, config: GatewayConfig) -> None:
-        self.gateway.reload(config)
-        self.watch()
 
     def look_around(self) -> None:
         """Remember every deployment and endpoint there ever was, and script the new ones."""
@@ -273,7 +265,7 @@ class WaysOut(RuleBasedStateMachine):
     @rule(what=st.sampled_from(PASSES))
     def time_passes_or_a_reload(self, what: str | int) -> None:
         if isinstance(what, int):
-            self.do(lambda: self.reload(CONFIGS[what]))
+            self.do(lambda: self.gateway.reload(CONFIGS[what]))
             self.look_around()
         elif what == "breakers":
             for one in (*self.deployments, *self.endpoints):
@@ -438,7 +430,7 @@ def test_whoever_waits_goes_to_the_servers_of_the_latest_reload(still: WaysOut) 
 def test_who_tries_again_goes_to_the_servers_of_the_latest_reload(still: WaysOut) -> None:
     still.ask("wide", False, CHAT, b"normal", False, 1)
     (call,) = still.calls()
-    still.do(lambda: still.reload(CONFIGS[2]))  # two stays, one is gone, three joins
+    still.do(lambda: still.gateway.reload(CONFIGS[2]))  # two stays, one is gone, three joins
     still.look_around()
     still.do(lambda: still.fail(call, errors.CONNECTION_RESET))
     (again,) = still.calls()
