@@ -15,11 +15,11 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from hx_gateway.routing.learned.choosing import ShareThreshold, cheapest_good
 from hx_gateway.routing.learned.evaluate import apgr, calls_for
 from hx_gateway.routing.learned.examples import Example
 from hx_gateway.routing.learned.features import extract
 from hx_gateway.routing.learned.model import Scorer
+from hx_gateway.routing.learned.targets import ShareThreshold, cheapest_good
 from hx_gateway.routing.learned.training import save
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "routing"

@@ -104,8 +104,8 @@ def _report(scorer: Scorer, examples: Sequence[Example]) -> dict[str, Any]:
     from itertools import combinations
     from statistics import fmean
 
-    from hx_gateway.routing.learned.choosing import ShareThreshold
     from hx_gateway.routing.learned.evaluate import apgr, calls_for
+    from hx_gateway.routing.learned.targets import ShareThreshold
 
     predictions = [scorer.predict(example.features, scorer.models) for example in examples]
     found: dict[str, dict[str, float]] = {}

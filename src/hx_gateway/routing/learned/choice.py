@@ -7,9 +7,9 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hx_gateway.routing.learned.choosing import ShareThreshold, cheapest_good
 from hx_gateway.routing.learned.features import Features
 from hx_gateway.routing.learned.model import Prediction, Scorer
+from hx_gateway.routing.learned.targets import ShareThreshold, cheapest_good
 
 if TYPE_CHECKING:
     from hx_gateway.config.routing import LearnedSettings

@@ -136,11 +136,6 @@ class Scorer:
         """Every model it has a head for."""
         return tuple(self._heads)
 
-    def labels_of(self, model: str) -> int:
-        """Judged answers behind a model's head, in training and since; 0 for a model it does not know."""
-        head = self._heads.get(model)
-        return 0 if head is None else head.labels
-
     def add(self, model: str, like: Sequence[str] = ()) -> None:
         """Make a head for a model without data: the mean of the heads of ``like`` (its tier), else of all. One that is there stays."""
         if model not in self._heads:

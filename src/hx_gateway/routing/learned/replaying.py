@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from hx_gateway.routing.learned.choosing import ShareThreshold, cheapest_good
 from hx_gateway.routing.learned.features import Features
 from hx_gateway.routing.learned.model import Scorer
+from hx_gateway.routing.learned.targets import ShareThreshold, cheapest_good
 
 Price = tuple[float, float, float]
 """Of a request, of a prompt token, of a completion token."""

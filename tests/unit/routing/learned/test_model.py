@@ -8,10 +8,10 @@ from statistics import fmean
 import pytest
 from tests.unit.routing.learned.planted import planted
 
-from hx_gateway.routing.learned.choosing import ShareThreshold, cheapest_good
 from hx_gateway.routing.learned.evaluate import apgr
 from hx_gateway.routing.learned.features import Features, extract
 from hx_gateway.routing.learned.model import ENOUGH, LEAST, MOST, Scorer
+from hx_gateway.routing.learned.targets import ShareThreshold, cheapest_good
 
 PAIR = ("weak", "strong")
 
@@ -69,7 +69,7 @@ def test_a_restored_scorer_goes_on_as_if_nothing_had_been() -> None:
         for example in planted(20, seed=3):
             one.update(example.features, "strong", example.scores["strong"])
     assert first.state() == second.state()
-    assert second.labels == 80 and second.labels_of("strong") == 50
+    assert second.labels == 80
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_model_without_data_starts_where_its_tier_stands() -> None:
     expected = scorer.predict(features, ("strong", "new"))
     assert expected.probabilities[1] < expected.probabilities[0] and not expected.doubt
     scorer.add("new", like=["weak"])
-    assert scorer.labels_of("new") == ENOUGH
+    assert scorer.predict(features, ("strong", "new")) == expected
     with pytest.raises(KeyError):
         scorer.predict(features, ["nobody"])
 

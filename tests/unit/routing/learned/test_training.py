@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 
 from hx_gateway.cli.main import application
 from hx_gateway.routing.learned import artifact
-from hx_gateway.routing.learned.choosing import ShareThreshold
 from hx_gateway.routing.learned.evaluate import apgr
 from hx_gateway.routing.learned.examples import Example, ExampleError, read
 from hx_gateway.routing.learned.features import extract
 from hx_gateway.routing.learned.model import Scorer
+from hx_gateway.routing.learned.targets import ShareThreshold
 from hx_gateway.routing.learned.training import TrainingError, save
 
 pytest.importorskip("scipy", reason="training needs the extra learn")
@@ -101,7 +101,7 @@ def test_models_that_did_not_answer_everything_are_learned_too(tmp_path: Path) -
         for number, one in enumerate(planted(300))
     ]
     scorer = save(tmp_path / "router", examples)
-    assert scorer.models == ("other", "strong", "weak") and scorer.labels_of("other") == 100 and scorer.labels_of("weak") == 100
+    assert {name: head["labels"] for name, head in scorer.facts["heads"].items()} == {"other": 100, "strong": 200, "weak": 100}
 
 
 def test_using_it_needs_neither_numpy_nor_scipy(file: Path) -> None:
