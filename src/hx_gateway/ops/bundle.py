@@ -28,10 +28,11 @@ import tempfile
 import zipfile
 
 here = pathlib.Path(__file__).resolve().parent
-version = json.loads((here / "bundle.json").read_text())["python"]
+manifest = json.loads((here / "bundle.json").read_text())
+version = manifest["python"]
 if sys.version_info[:2] != tuple(map(int, version.split("."))):
     sys.exit("This bundle is for Python %s: start it as python%s %s" % (version, version, " ".join(sys.argv)))
-wheels = sorted((here / "wheels").glob("*.whl"))
+wheels = [here / name for name in manifest["files"]]
 # The command line is run from the wheels as they are; what is compiled must be unpacked, and of that it needs one.
 unpacked = tempfile.TemporaryDirectory(prefix="hx-deploy-")
 for wheel in wheels:
@@ -116,7 +117,7 @@ def opened(place: Path, extras: Sequence[str] | None = None) -> Iterator[Source]
         extras: Optional parts to install; None for all it has.
 
     Raises:
-        Refused: It is damaged, incomplete, or lacks a part.
+        Refused: It is damaged, incomplete, lacks a part, or has a file that is not in its manifest.
     """
     with TemporaryDirectory(prefix="hx-bundle-") as made:
         if place.is_file():
@@ -135,6 +136,11 @@ def opened(place: Path, extras: Sequence[str] | None = None) -> Iterator[Source]
             wheel = place / name
             if not wheel.is_file() or file_digest(wheel) != expected:
                 raise Refused(f"{name} is {'damaged' if wheel.is_file() else 'missing'} in the bundle; copy it again")
+        # Whatever else lies there pip could take instead.
+        if more := sorted(
+            str(path.relative_to(place)) for path in (place / WHEELS).rglob("*") if str(path.relative_to(place)) not in files
+        ):
+            raise Refused(f"{', '.join(more)}: not in the bundle's manifest {MANIFEST}; remove it, or unpack the bundle again")
         wanted = tuple(has if extras is None else extras)
         if missing := sorted(set(wanted) - set(has)):
             raise Refused(

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,33 @@ def test_a_damaged_bundle_is_refused(harm: str, said: str, tmp_path: Path) -> No
     wheel.write_bytes(b"another") if harm == "change" else wheel.unlink()
     with pytest.raises(Refused, match=said), opened(tmp_path / "out" / tar.stem):
         pass
+
+
+@pytest.mark.parametrize("name", ["hx_gateway-9.0.0-py3-none-any.whl", "pydantic-99.0.tar.gz"])
+def test_a_file_that_is_not_in_the_manifest_is_refused(name: str, tmp_path: Path) -> None:
+    tar = bundle(tmp_path)
+    shutil.unpack_archive(tar, tmp_path / "out")
+    folder = tmp_path / "out" / tar.stem
+    (folder / "wheels" / name).write_bytes(b"from elsewhere")
+    with pytest.raises(Refused, match=rf"wheels/{name}: not in the bundle's manifest bundle\.json; remove it"), opened(folder):
+        pass
+
+
+def test_the_entry_of_a_bundle_imports_nothing_that_is_not_in_the_manifest(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+
+    def wheel(folder: Path, name: str) -> None:
+        with zipfile.ZipFile(folder / f"{name}-1.2.3-py3-none-any.whl", "w") as made:
+            for package in ("hx_gateway", "hx_gateway/cli"):
+                made.writestr(f"{package}/__init__.py", "")
+            made.writestr("hx_gateway/cli/main.py", f"def main(): print({name!r})")
+
+    wheel(wheels, "hx_gateway")
+    tar = write(wheels, tmp_path / "dist", f"{sys.version_info.major}.{sys.version_info.minor}", [])
+    shutil.unpack_archive(tar, tmp_path / "out")
+    wheel(tmp_path / "out" / tar.stem / "wheels", "another")
+    assert subprocess.check_output([sys.executable, tmp_path / "out" / tar.stem / ENTRY], text=True) == "hx_gateway\n"
 
 
 def test_what_is_no_bundle(tmp_path: Path) -> None:
