@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from hx_gateway.ops.scrape import Scrape
@@ -147,35 +147,43 @@ def _raise(said: str) -> str:
 
 
 def documents(client: Client) -> str:
-    """Documents there and back, in a collection for the embedding model and a namespace of their own, which is emptied afterwards."""
+    """Documents there and back, in a collection and a namespace of their own, which are removed afterwards."""
     model = client.ask("GET", "/healthz/deps").wanted().json().get("embedding_model")
     if model is None:
         raise Skipped("no model embeds the gateway's own texts (embeddings.model)")
     tried = client.ask("POST", "/v1/embeddings", {"model": model, "input": "ping"})
     if tried.status == 403:
         raise Skipped(f"the key may not use the model that embeds: {tried.error}")
-    (vector,) = vectors(tried, 1)
+    vectors(tried, 1)
     # A collection keeps to the model of its first document for ever: that must not be decided here for the gateway's own.
-    collection = f"verify-{hashlib.sha256(model.encode()).hexdigest()[:8]}-{len(vector)}"
-    space = f"verify-{secrets.token_hex(6)}"
+    collection = space = f"verify-{secrets.token_hex(6)}"
     texts = {"kettle": "A kettle boils water for tea.", "harbour": "Ships lie at anchor in the harbour at night."}
     where = {"namespace": space, "collection": collection}
     own = client.ask("POST", "/v1/rag/search", {"namespace": space, "query": "ping"})
     if own.status == 403:
         raise Skipped(f"the key may not use a namespace of its own: {own.error}")
     own.wanted()
-    stored = client.ask("POST", "/v1/rag/upsert", {**where, "documents": [{"id": name, "text": text} for name, text in texts.items()]})
     try:
-        stored.wanted()
+        documents = [{"id": name, "text": text} for name, text in texts.items()]
+        client.ask("POST", "/v1/rag/upsert", {**where, "documents": documents}).wanted()
         hits = _found(client, where, texts["harbour"])
         if not hits or hits[0] != "harbour":
             raise Fault(f"a search for a stored text found {hits or 'nothing'} instead of it")
-    finally:
-        gone = client.ask("POST", "/v1/rag/delete", {**where, "everything": True})
-    gone.wanted()
-    if left := _found(client, where, texts["harbour"]):
-        raise Fault(f"after everything was removed, a search still finds {left}")
+        client.ask("POST", "/v1/rag/delete", {**where, "everything": True}).wanted()
+        if left := _found(client, where, texts["harbour"]):
+            raise Fault(f"after everything was removed, a search still finds {left}")
+    except BaseException:
+        with suppress(Fault):  # what went wrong first is told
+            _removed(client, where)
+        raise
+    _removed(client, where)
     return "stored, found first, removed, found no more"
+
+
+def _removed(client: Client, where: dict[str, str]) -> None:
+    """Leave nothing behind: neither documents nor the collection."""
+    client.ask("POST", "/v1/rag/delete", {**where, "everything": True}).wanted()
+    client.ask("DELETE", f"/v1/rag/collections/{where['collection']}").wanted()
 
 
 def _found(client: Client, where: dict[str, str], text: str) -> list[str]:

@@ -100,6 +100,11 @@ class Shelves:
         suited(found, wanted.model, wanted.digest)
         return found
 
+    async def drop(self, name: str) -> bool:
+        """Remove a collection; whether it was there. Other workers may take it to be there for a second more."""
+        self._known.pop(name, None)
+        return await self.store.drop(name)
+
 
 def suited(collection: Collection, model: str, digest: str = "") -> None:
     """Check that vectors of a model may be compared with those of a collection.
@@ -336,6 +341,23 @@ async def delete(shelves: Shelves, ask: Delete, asker: Asker, most: int) -> dict
     collection = await shelves.find(checked_name(ask.collection or shelves.default))
     gone = await shelves.store.delete(collection.name, namespace, what) if collection is not None else 0
     return {"status": "completed", "deleted": gone}
+
+
+async def drop(shelves: Shelves, name: str, asker: Asker) -> dict[str, Any]:
+    """Remove a collection that holds nothing any more, so that nobody's documents go with it.
+
+    Raises:
+        Unfit, StoreUnavailable: As `search`.
+        Failure: ``namespace_not_allowed``: the key is for certain namespaces; ``conflict``: it holds documents.
+    """
+    identity = asker.identity
+    if identity is not None and not identity.admin and identity.namespaces is not None:
+        text = "collection: only a key that is not bound to namespaces may remove a collection"
+        raise Failure(errors.NAMESPACE_NOT_ALLOWED, text, param="collection")
+    if held := await shelves.store.namespaces(checked_name(name)):
+        text = f"collection {name!r} is not empty: remove the documents of {', '.join(sorted(held)[:5])} first (/v1/rag/delete, everything)"
+        raise Failure(errors.CONFLICT, text, param="collection")
+    return {"status": "completed", "removed": await shelves.drop(name)}
 
 
 async def collections(shelves: Shelves, asker: Asker) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.integration.ops.conftest import Fleet, config_for
 from tests.support.background import Scripted
 from tests.support.gateway import KEY, GatewayProcess, free_port
 
-from hx_gateway.ops import verify_names
+from hx_gateway.ops import verify_gateway, verify_names
 from hx_gateway.ops.verify import Expect, run
 from hx_gateway.ops.verify_client import Client
 from hx_gateway.ops.verify_node import run_node
@@ -52,6 +52,20 @@ def test_nothing_is_found_where_nothing_is_wrong(fleet: Fleet) -> None:
     assert set(report.counters) == set(WHOLE.names)
     left = Client(fleet.gateway.url, KEY).ask("GET", "/admin/keys").json()["data"]
     assert all(key["revoked_at"] for key in left), "the key of the check is revoked again"
+    assert shelves(fleet) == []
+
+
+def shelves(fleet: Fleet) -> list[str]:
+    """The collections of documents."""
+    found = Client(fleet.gateway.url, KEY).ask("GET", "/v1/rag/collections").json()["result"]["collections"]
+    return [one["name"] for one in found]
+
+
+def test_a_failed_check_of_documents_leaves_nothing_either(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_gateway, "_found", lambda *_: ["kettle"])  # as if the search were wrong
+    found = failed(verify(fleet))
+    assert found["documents", ""] == "a search for a stored text found ['kettle'] instead of it"
+    assert shelves(fleet) == []
 
 
 # Faults of a model server: what is planted, where it shows, and what is said.

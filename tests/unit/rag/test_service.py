@@ -19,7 +19,7 @@ from hx_gateway.core.context import Identity
 from hx_gateway.core.errors import Failure
 from hx_gateway.rag.bodies import Delete, Search, Upsert, read
 from hx_gateway.rag.points import StoreUnavailable, Unfit, packed
-from hx_gateway.rag.service import Embedded, Shelves, collections, delete, search
+from hx_gateway.rag.service import Embedded, Shelves, collections, delete, drop, search
 from hx_gateway.rag.upsert import Limits, failure_of, upsert
 
 WORDS = ("wing", "flow", "heat", "shock", "jet", "plate")
@@ -248,6 +248,21 @@ async def test_documents_are_removed_by_id_by_filter_and_all(shelves: Shelves) -
             await delete(shelves, body(Delete, **fields), asker, 100)
     assert (await delete(shelves, body(Delete, everything=True), asker, 100))["deleted"] == 1
     assert (await delete(shelves, body(Delete, everything=True, collection="none"), asker, 100))["deleted"] == 0
+
+
+async def test_a_collection_is_removed_when_it_is_empty(shelves: Shelves) -> None:
+    asker = Embedding()
+    await put(shelves, asker, document("a", "oak"), collection="trees")
+    with pytest.raises(Failure, match="'trees' is not empty: remove the documents of default first") as failure:
+        await drop(shelves, "trees", asker)
+    assert failure.value.kind is errors.CONFLICT
+    await delete(shelves, body(Delete, everything=True, collection="trees"), asker, 100)
+    bound = Embedding(Identity("team", namespaces=frozenset({"default"})))
+    with pytest.raises(Failure, match="not bound to namespaces"):
+        await drop(shelves, "trees", bound)
+    assert [(await drop(shelves, "trees", asker))["removed"] for _ in range(2)] == [True, False]
+    await put(shelves, asker, document("a", "oak"), collection="trees")
+    assert await found(shelves, asker, query="oak", collection="trees") == ["oak"]
 
 
 async def test_a_store_that_dies_midway_is_told_per_document(shelves: Shelves) -> None:

@@ -77,6 +77,20 @@ async def collections(request: Request, gateway: GatewayOf, caller: CallerOf) ->
     return await _served(request, gateway, caller, None, act)
 
 
+async def remove(
+    request: Request, gateway: GatewayOf, caller: CallerOf, name: Annotated[str, Path(description="The collection.")]
+) -> Response:
+    """Remove a collection that is empty; whether it was there."""
+
+    async def act(shelves: Shelves, ask: None, asker: Caller, exchange: Exchange) -> Any:
+        done = await service.drop(shelves, name, asker)
+        if done["removed"]:
+            audit(gateway, request, caller, "rag.remove_collection", name)
+        return done
+
+    return await _served(request, gateway, caller, None, act)
+
+
 async def vector_store(
     request: Request,
     gateway: GatewayOf,
@@ -212,6 +226,7 @@ def router() -> APIRouter:
     for path, endpoint, kind in (("search", search, Search), ("upsert", insert, Upsert), ("delete", delete, Delete)):
         routes.add_api_route(f"/v1/rag/{path}", endpoint, methods=["POST"], openapi_extra=_takes(schema(kind)), name=f"rag {path}")
     routes.add_api_route("/v1/rag/collections", collections, methods=["GET"], name="rag collections")
+    routes.add_api_route("/v1/rag/collections/{name}", remove, methods=["DELETE"], name="remove a rag collection")
     extra = _takes(schema(VectorStoreSearch))
     routes.add_api_route("/v1/vector_stores/{id}/search", vector_store, methods=["POST"], openapi_extra=extra, name="search a vector store")
     return routes
