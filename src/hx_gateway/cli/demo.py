@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -30,17 +31,19 @@ class DemoError(Exception):
     """The demo did not do what it promises; the message says what went wrong."""
 
 
-def configuration(port: int, ollama_port: int | None = None) -> str:
+def configuration(port: int, state: str, ollama_port: int | None = None) -> str:
     """The demo's configuration as YAML text; its key comes from the environment variable ``HX_DEMO_KEY``.
 
     Args:
         port: TCP port of the gateway.
+        state: Its state directory.
         ollama_port: Port of this machine's own Ollama, whose models are added; None when there is none.
     """
     path = json.dumps(str(tiny.path()))  # a JSON string is a YAML string, whatever is in it
     text = f"""\
 service: {{host: "127.0.0.1", port: {port}}}
 keys: {{master_key: "env:{KEY_VARIABLE}"}}
+storage: {{state_directory: {json.dumps(state)}}}
 gateway: {{default_model: hx-chat}}
 models:
   tiny-fast: {{path: {path}, mode: chat, slots: 4, threads: 1}}
@@ -221,14 +224,15 @@ def run(port: int, once: bool) -> int:
 
     if once:
         port = port or free_port()
-        # The server ends in order on SIGTERM and then raises the signal again, which must not end the demo before its verdict.
-        signal.signal(signal.SIGTERM, lambda *_: None)
+    # The server ends in order on SIGTERM and then raises the signal again, which must not end the demo before it has tidied up.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     ollama_port = OLLAMA_PORT if not once and has_ollama() else None
     key = f"hx-{secrets.token_urlsafe(24)}"
-    loaded = load_text(configuration(port, ollama_port), "demo", {KEY_VARIABLE: key})
     companion = _Companion(port, key, once)
-    companion.start()
-    status = serve(loaded)
+    with TemporaryDirectory(prefix="hx-demo-", ignore_cleanup_errors=True) as state:  # it shares nothing with a gateway of this user's
+        loaded = load_text(configuration(port, state, ollama_port), "demo", {KEY_VARIABLE: key})
+        companion.start()
+        status = serve(loaded)
     companion.over.set()
     companion.join(_ANSWER_WITHIN_S)
     if companion.failure:

@@ -62,7 +62,7 @@ def streamed(*pieces: str, done: bool = True) -> bytes:
 @pytest.mark.parametrize("ollama_port", [None, 11434])
 def test_the_configuration_loads_without_a_warning(ollama_port: int | None) -> None:
     key = f"hx-{secrets.token_urlsafe(24)}"
-    loaded = load_text(demo.configuration(8000, ollama_port), "demo", {demo.KEY_VARIABLE: key})
+    loaded = load_text(demo.configuration(8000, "/tmp/state", ollama_port), "demo", {demo.KEY_VARIABLE: key})
     assert (loaded.warnings, loaded.blockers, loaded.unused) == ((), (), ())
     assert loaded.config.service.host == "127.0.0.1"
     assert {group: settings.tier for group, settings in loaded.config.groups.items()} == {
