@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -14,23 +13,13 @@ from pathlib import Path
 import pytest
 from tests.faults.conftest import wait_until
 from tests.faults.test_documents import CHAT, Putting, documents, unharmed
-from tests.integration.rag.test_routes import House
 from tests.support import required
-from tests.support.background import scripted
+from tests.support.documents import House, housed
 from tests.support.engines import Postgres
-from tests.support.gateway import KEY, GatewayProcess
+from tests.support.gateway import KEY
 from tests.support.offering import offer
 
 from hx_gateway.stores.vectors import shard
-
-CONFIG = """
-endpoints: {{one: {{url: "{url}", provider: openai}}}}
-models:
-  emb: {{endpoint: one, upstream_model: "tiny:1b", mode: embedding}}
-  tiny: {{endpoint: one, upstream_model: "tiny:1b", mode: chat}}
-storage: {{state_directory: {state}}}
-rag: {{store: {store}}}
-"""
 
 
 class Disk:
@@ -107,14 +96,9 @@ def disk() -> Iterator[Disk]:
 
 @contextmanager
 def gateway(store: str, state: Path, database: str = "") -> Iterator[Stored]:
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
-    with (
-        scripted("openai", models=("tiny:1b",)) as backend,
-        GatewayProcess(CONFIG.format(url=backend.url, state=state, store=store), {"DATABASE_URL": database} if database else {}) as made,
-    ):
-        yield Stored(store, House(made, state))
-        assert "Traceback" not in made.log, made.log
+    required.vectors()
+    with housed(state, f"rag: {{store: {store}}}\n", {"DATABASE_URL": database} if database else {}) as house:
+        yield Stored(store, house)
 
 
 async def test_a_full_disk_under_the_embedded_store(disk: Disk) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import threading
@@ -13,19 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.faults.conftest import wait_until
-from tests.integration.rag.test_routes import House
 from tests.support import required
-from tests.support.background import scripted
-from tests.support.gateway import KEY, GatewayProcess
+from tests.support.documents import House, housed
+from tests.support.gateway import KEY
 from tests.support.offering import Got, offer
 
-CONFIG = """
-endpoints: {{one: {{url: "{url}", provider: openai}}}}
-models:
-  emb: {{endpoint: one, upstream_model: "tiny:1b", mode: embedding}}
-  tiny: {{endpoint: one, upstream_model: "tiny:1b", mode: chat}}
-storage: {{state_directory: {state}}}
-"""
 CHAT = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}).encode()
 MOST = 1000  # points one search may answer
 PAUSE_S = 0.02  # between documents, so that one search can answer all of them
@@ -33,11 +24,9 @@ PAUSE_S = 0.02  # between documents, so that one search can answer all of them
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
-    with scripted("openai", models=("tiny:1b",)) as backend, GatewayProcess(CONFIG.format(url=backend.url, state=tmp_path)) as gateway:
-        yield House(gateway, tmp_path)
-        assert "Traceback" not in gateway.log, gateway.log
+    required.vectors()
+    with housed(tmp_path) as made:
+        yield made
 
 
 def owner(state: Path) -> psutil.Process:

@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from tests.faults.test_documents import house  # noqa: F401
-from tests.integration.rag.test_routes import House
+from tests.support.documents import House
 
 SIZE = 1_900_000  # characters; to cut so many takes a good half second
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}

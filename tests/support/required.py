@@ -26,6 +26,12 @@ def llamacpp() -> None:
         missing("needs llama.cpp: pip install 'hx-gateway[local]'")
 
 
+def vectors() -> None:
+    """Need the engine of the embedded store of documents."""
+    if importlib.util.find_spec("qdrant_edge") is None:
+        missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
+
+
 def program(name: str) -> str:
     """Need a program; returns its path."""
     found = shutil.which(name)

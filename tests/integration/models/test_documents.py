@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from collections.abc import Iterator
@@ -28,8 +27,7 @@ def gateway(minilm_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A gateway that serves the model itself and keeps vectors in its state directory."""
     required.llamacpp()
     required.program("curl")
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
+    required.vectors()
     state = tmp_path_factory.mktemp("state")
     model = (
         f"{{path: {json.dumps(str(minilm_path))}, mode: embedding, dimensions: {minilm.DIMENSIONS}, slots: 2, context: 512, threads: 1}}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,8 +26,7 @@ Rag = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
+    required.vectors()
     state = tmp_path_factory.mktemp("state")
     with scripted("openai", models=("tiny:1b",)) as backend, GatewayProcess(CONFIG.format(url=backend.url, state=state)) as gateway:
         yield gateway

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
 from typing import Any
@@ -41,8 +40,7 @@ async def points_of(shelves: Shelves, ask: Search, asker: Embedding) -> list[dic
 
 
 async def test_no_namespace_sees_another(tmp_path: Path) -> None:
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
+    required.vectors()
     store = EmbeddedStore(tmp_path / "vectors")
     both = Shelves(store, "documents")
     alone = {name: Shelves(Remembering(), "documents") for name in NAMESPACES}

@@ -8,8 +8,9 @@ import re
 import subprocess
 
 from tests.architecture.sources import ROOT
-from tests.integration.rag.test_routes import House, house  # noqa: F401
+from tests.integration.rag.test_routes import house  # noqa: F401
 from tests.support import required
+from tests.support.documents import House
 from tests.support.gateway import KEY
 
 

@@ -5,28 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.faults.conftest import wait_until
-from tests.integration.rag.test_routes import House
-from tests.support.background import scripted
+from tests.support.documents import housed
 from tests.support.engines import Postgres
-from tests.support.gateway import GatewayProcess
-
-CONFIG = """
-endpoints: {{one: {{url: "{url}", provider: openai}}}}
-models:
-  emb: {{endpoint: one, upstream_model: "tiny:1b", mode: embedding}}
-  tiny: {{endpoint: one, upstream_model: "tiny:1b", mode: chat}}
-storage: {{state_directory: {state}}}
-rag: {{store: postgres}}
-"""
 
 
 def test_documents_in_postgres(tmp_path: Path) -> None:
     with (
         Postgres(synchronous_commit="on") as postgres,
-        scripted("openai", models=("tiny:1b",)) as backend,
-        GatewayProcess(CONFIG.format(url=backend.url, state=tmp_path), {"DATABASE_URL": postgres.url()}) as gateway,
+        housed(tmp_path, "rag: {store: postgres}\n", {"DATABASE_URL": postgres.url()}) as house,
     ):
-        house = House(gateway, tmp_path)
         assert house.put("the wing and the flow", "heat of a jet", namespace="ours")["stored"] == 2
         assert house.texts(query="wing", namespace="ours", mode="sparse") == ["the wing and the flow"]
         assert len(house.texts(query="wing", namespace="ours")) == 2 and house.texts(query="wing") == []
@@ -41,4 +28,3 @@ def test_documents_in_postgres(tmp_path: Path) -> None:
         postgres.restart()
         wait_until(lambda: house.ask("POST", "/v1/rag/search", {"query": "wing", "namespace": "ours"})[0] == 200, 60)
         assert sorted(house.texts(query="wing shock", namespace="ours", mode="sparse")) == ["shock", "the wing and the flow"]
-        assert "Traceback" not in gateway.log, gateway.log

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from tests.integration.rag.test_routes import House
 from tests.support import required
 from tests.support.background import scripted
+from tests.support.documents import House
 from tests.support.gateway import GatewayProcess
 from tests.unit.ledger.records import found
 
@@ -59,8 +58,7 @@ class Ranking(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
+    required.vectors()
     state: Path = tmp_path_factory.mktemp("state")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranking)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -2,78 +2,32 @@
 
 from __future__ import annotations
 
-import http.client
-import importlib.util
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.faults.conftest import wait_until
 from tests.support import required
-from tests.support.background import scripted
-from tests.support.gateway import KEY, GatewayProcess
+from tests.support.documents import House, housed
 from tests.unit.ledger.records import found
 
-CONFIG = """
-endpoints: {{one: {{url: "{url}", provider: openai}}}}
-models:
-  emb: {{endpoint: one, upstream_model: "tiny:1b", mode: embedding}}
-  tiny: {{endpoint: one, upstream_model: "tiny:1b", mode: chat}}
-storage: {{state_directory: {state}}}
-rag: {{max_documents: 50, max_document_bytes: 1000000}}
+KEYS = """
+rag: {max_documents: 50, max_document_bytes: 1000000}
 keys:
   api_keys:
-    - {{name: team, key: key-of-the-team, namespaces: [ours, "theirs:r"]}}
-    - {{name: narrow, key: key-with-limits, limits: {{day_tokens: 3000}}}}
-    - {{name: chats, key: key-for-chats-only, models: [tiny]}}
-    - {{name: single, key: key-with-one-place, limits: {{max_concurrent: 1, requests_per_second: 100, burst: 50}}}}
+    - {name: team, key: key-of-the-team, namespaces: [ours, "theirs:r"]}
+    - {name: narrow, key: key-with-limits, limits: {day_tokens: 3000}}
+    - {name: chats, key: key-for-chats-only, models: [tiny]}
+    - {name: single, key: key-with-one-place, limits: {max_concurrent: 1, requests_per_second: 100, burst: 50}}
 """
-
-
-@dataclass
-class House:
-    """A gateway and its state."""
-
-    gateway: GatewayProcess
-    state: Path
-
-    def ask(self, method: str, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any, dict[str, str]]:
-        """Status, JSON (text for events) and headers of an answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=60)
-        try:
-            data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-            connection.request(method, path, data, {"authorization": f"Bearer {key}"} if key else {})
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            return answer.status, json.loads(text) if text[:1] == "{" else text, dict(answer.getheaders())
-        finally:
-            connection.close()
-
-    def put(self, *texts: str, key: str = KEY, **more: Any) -> dict[str, Any]:
-        """Add texts, each a document named by its number."""
-        documents = [{"id": str(number), "text": text} for number, text in enumerate(texts)]
-        status, answer, _ = self.ask("POST", "/v1/rag/upsert", {"documents": documents, **more}, key)
-        assert status == 200, answer
-        return dict(answer["result"])
-
-    def texts(self, key: str = KEY, **fields: Any) -> list[str]:
-        """The texts a search finds."""
-        status, answer, _ = self.ask("POST", "/v1/rag/search", fields, key)
-        assert status == 200, answer
-        return [point["payload"]["text"] for point in answer["result"]["points"]]
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    if importlib.util.find_spec("qdrant_edge") is None:
-        required.missing("needs Qdrant's engine: pip install 'hx-gateway[rag]'")
-    state = tmp_path_factory.mktemp("state")
-    with scripted("openai", models=("tiny:1b",)) as backend, GatewayProcess(CONFIG.format(url=backend.url, state=state)) as gateway:
-        yield House(gateway, state)
-        assert "Traceback" not in gateway.log, gateway.log
+    required.vectors()
+    with housed(tmp_path_factory.mktemp("state"), KEYS) as made:
+        yield made
 
 
 def test_the_contract_s_two_searches_empty_and_full(house: House) -> None:
