@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict
@@ -19,6 +20,14 @@ def _absolute(path: str) -> str:
     if not path.startswith("/") or any(character in path for character in "?# \t\r\n"):
         raise ValueError("should be a path that starts with / and has no query")
     return path
+
+
+def _network(text: str) -> str:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("should be an IP address or a network such as 10.0.0.0/8") from None
+    return text
 
 
 def _upper(value: object) -> object:
@@ -157,6 +166,10 @@ class HttpSettings(Settings):
         default=15.0, description="Seconds after which a client waiting for a stream gets a comment line, and again; 0 for never."
     )
     max_response_bytes: Bytes = Field(default=67_108_864, description="Largest answer that is collected whole, in bytes.")
+    trusted_proxies: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Strict(False)] = Field(
+        default=(),
+        description="Addresses and networks of reverse proxies that are believed in X-Forwarded-For and X-Forwarded-Proto; of others they are ignored.",
+    )
 
 
 class CorsSettings(Settings):

@@ -12,6 +12,7 @@ from hx_gateway.control.cors import cors_policy
 from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
+from hx_gateway.control.proxies import Proxies
 from hx_gateway.control.routes import docs, endpoints, feedback, forward, health, keys, logs, metrics, models, rag, routing, usage
 from hx_gateway.control.siblings import Siblings
 
@@ -54,6 +55,7 @@ def create_app(gateway: Gateway) -> ControlApp:
         }
     )
     app.add_middleware(Envelope, ids=gateway.ids, cors=cors_policy(config.cors))
+    app.add_middleware(Proxies, trusted=lambda: gateway.config.http.trusted_proxies)
     refusals.install(app)
     app.router.routes.extend(rag.direct())
     app.include_router(health.router(config.monitoring.health_check_endpoint))

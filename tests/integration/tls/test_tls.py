@@ -114,5 +114,7 @@ models: {{chat: {{endpoint: "{backend.url}", provider: openai}}}}
                 text = "".join(json.loads(line[6:])["choices"][0]["delta"].get("content") or "" for line in events[:-1])
                 assert text == "HX-OK"
                 assert (await client.get(f"{gateway.url}/healthz")).json()["ok"] is True
+                cookie = (await client.post(f"{gateway.url}/ui/login", data={"key": KEY})).headers["set-cookie"]
+                assert cookie.startswith("__Secure-hx-session-") and "; Secure" in cookie
         finally:
             await asyncio.to_thread(gateway.stop)
