@@ -34,6 +34,7 @@ models:
   tiny: {{endpoints: [one, two]}}
 load_balancer: {{algorithm: round_robin}}
 keys: {{api_keys: [{{name: user, key: {USER}}}]}}
+http: {{trusted_proxies: [127.0.0.1]}}
 """
         state = tmp_path_factory.mktemp("state")
         with GatewayProcess(config, {"STATE_DIRECTORY": str(state)}, workers=2) as running:
@@ -120,6 +121,40 @@ def test_the_cookie_is_out_of_reach_and_every_answer_is_strict(visitor: httpx.Cl
         assert "frame-ancestors 'none'" in policy
         assert checked.headers["x-content-type-options"] == "nosniff"
     assert visitor.get("/ui/fleet").headers["cache-control"] == "no-store"
+
+
+def by_way_of(gateway: GatewayProcess, peer: str, address: str, proto: str = "http") -> httpx.Client:
+    """A client whose connection comes from ``peer``, which says that it passes on what ``address`` asks."""
+    headers = {**HTML, "x-forwarded-for": address, "x-forwarded-proto": proto}
+    return httpx.Client(base_url=gateway.url, headers=headers, transport=httpx.HTTPTransport(local_address=peer), timeout=20)
+
+
+def test_the_cookie_goes_by_tls_alone_where_a_trusted_proxy_ends_it(gateway: GatewayProcess) -> None:
+    with by_way_of(gateway, "127.0.0.1", "192.0.2.20", "https") as proxied:
+        cookie = proxied.post("/ui/login", data={"key": KEY}).headers["set-cookie"]
+        assert cookie.startswith("__Secure-hx-session-") and "; Secure" in cookie
+        session = {"cookie": cookie.partition(";")[0]}
+        assert proxied.get("/ui/fleet", headers=session).status_code == 200
+        assert proxied.get("/ui/fleet", headers={**session, "x-forwarded-proto": "http"}).status_code == 303
+    for peer, proto in (("127.0.0.1", "http"), ("127.0.0.2", "https")):
+        with by_way_of(gateway, peer, "192.0.2.20", proto) as other:
+            cookie = other.post("/ui/login", data={"key": KEY}).headers["set-cookie"]
+            assert cookie.startswith("hx-session-") and "Secure" not in cookie, "no proxy that is trusted says https"
+
+
+def test_a_guesser_keeps_nobody_out_but_itself(gateway: GatewayProcess) -> None:
+    with by_way_of(gateway, "127.0.0.1", "192.0.2.30") as guesser, by_way_of(gateway, "127.0.0.1", "192.0.2.31") as other:
+        assert [guesser.post("/ui/login", data={"key": "guess"}).status_code for _ in range(11)] == [401] * 10 + [429]
+        refused = guesser.post("/ui/login", data={"key": KEY})
+        assert refused.status_code == 429 and "from your address" in refused.text
+        assert other.post("/ui/login", data={"key": KEY}).status_code == 303
+    entries = until(lambda: [one for one in api(gateway, "GET", "/admin/audit").json()["data"] if one["address"] == "192.0.2.31"])
+    assert entries[0]["action"] == "dashboard.sign_in"
+    codes = []
+    for number in range(11):
+        with by_way_of(gateway, "127.0.0.2", f"192.0.2.{number}") as untrusted:
+            codes.append(untrusted.post("/ui/login", data={"key": "guess"}).status_code)
+    assert codes == [401] * 10 + [429], "who is not trusted has one address, whatever it says"
 
 
 def test_after_signing_in_one_is_where_one_wanted_to_be_and_nowhere_else(visitor: httpx.Client) -> None:

@@ -77,9 +77,46 @@ def test_wrong_keys_are_few_for_an_address_whichever_worker_hears_them(tmp_path:
     here.attempt("192.0.2.2")  # others may
 
 
-def test_wrong_keys_are_bounded_for_all_addresses_together(folder: Path | None) -> None:
+def test_addresses_of_one_household_are_one(folder: Path | None) -> None:
     sessions = Sessions(folder)
-    for number in range(100):
-        sessions.failed(f"192.0.2.{number}")
+    for number in range(10):
+        sessions.failed(f"2001:db8:0:1::{number}")
     with pytest.raises(TooManyAttempts):
-        sessions.attempt("198.51.100.1")
+        sessions.attempt("2001:db8:0:1:ffff::1")
+    sessions.attempt("2001:db8:0:2::1")
+    for _ in range(10):
+        sessions.failed("::ffff:192.0.2.7")
+    with pytest.raises(TooManyAttempts):
+        sessions.attempt("192.0.2.7")
+
+
+def test_many_guessers_slow_each_other_down_and_lock_nobody_out(folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEPT", 400)
+    monkeypatch.setattr(module, "_EACH_S", 0.01)
+    sessions = Sessions(folder)
+    delays_s = [sessions.failed(f"192.0.2.{number % 250}") for number in range(600)]
+    assert delays_s[:100] == [0.0] * 100
+    assert 0.0 < delays_s[120] < delays_s[190] <= max(delays_s) <= 2.0
+    sessions.attempt("198.51.100.1")
+    assert sessions._read("attempts").count(b"\n") <= 400, "what is remembered is bounded"
+
+
+def test_what_is_remembered_of_wrong_keys_may_be_damaged(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path)
+    sessions.failed("192.0.2.1")
+    (tmp_path / FOLDER / "attempts").write_bytes(b"\xff no line\n")
+    for _ in range(10):
+        sessions.attempt("192.0.2.1")
+        sessions.failed("192.0.2.1")
+    with pytest.raises(TooManyAttempts):
+        sessions.attempt("192.0.2.1")
+
+
+def test_wrong_keys_are_forgotten_after_a_minute(folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = Sessions(folder)
+    for _ in range(10):
+        sessions.failed("192.0.2.1")
+    monkeypatch.setattr(module, "_FAILURES_S", 0.0)
+    sessions.attempt("192.0.2.1")
+    sessions.failed("192.0.2.1")
+    assert sessions._read("attempts").count(b"\n") == 1

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import IPv6Address, ip_network
 from pathlib import Path
 
 import msgspec
 
+from hx_gateway.control.proxies import address_in
 from hx_gateway.core import files
 
 FOLDER = "dashboard"
@@ -19,7 +21,9 @@ LASTS_S = 12 * 3600
 """Seconds after which one has to sign in again."""
 _MOST = 256  # sessions; the oldest goes
 _FAILURES_S = 60.0
-_FAILURES, _FAILURES_ALL = 10, 100  # wrong keys within that time, from one address and from all
+_FAILURES = 10  # wrong keys within that time from one address, after which none of it is looked at
+_KEPT = 2000  # wrong keys that are remembered; the oldest go
+_FREE, _EACH_S, _LONGEST_S = 100, 0.002, 2.0  # wrong keys from everywhere that are answered at once, and what each further one costs all
 _ATTEMPTS = "attempts"
 
 
@@ -39,7 +43,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class TooManyAttempts(Exception):
-    """So many wrong keys came that none is looked at for a while, in seconds."""
+    """So many wrong keys came from an address that none is looked at for a while, in seconds."""
 
     wait_s: float
 
@@ -80,33 +84,48 @@ class Sessions:
         self._remove(_name(token))
 
     def attempt(self, address: str) -> None:
-        """Someone is about to show a key.
+        """Someone at an address is about to show a key; IPv6 addresses of one /64 are one.
 
         Raises:
-            TooManyAttempts: Too many wrong ones were shown lately.
+            TooManyAttempts: Too many wrong ones were shown from there lately.
+        """
+        now_s, who = time.time(), _who(address)
+        times = [at_s for at_s, other in self._recent(now_s)[1] if other == who]
+        if len(times) >= _FAILURES:
+            raise TooManyAttempts(max(1.0, times[-_FAILURES] + _FAILURES_S - now_s))
+
+    def failed(self, address: str) -> float:
+        """The key was wrong.
+
+        Returns:
+            Seconds for which that should not be told: they grow with what was wrong from everywhere, so that many addresses do not guess
+            much faster than one, and nobody is kept out by others.
         """
         now_s = time.time()
-        recent = list(self._recent(now_s))
-        for mine in (False, True):
-            times = [at_s for at_s, who in recent if not mine or who == _who(address)]
-            if len(times) >= (_FAILURES if mine else _FAILURES_ALL):
-                raise TooManyAttempts(max(1.0, times[0] + _FAILURES_S - now_s))
+        lines, recent = self._recent(now_s)
+        mine = f"{now_s} {_who(address)}\n"
+        if self._folder is None or lines >= _KEPT or len(recent) < lines // 2:
+            kept = "".join(f"{at_s} {who}\n" for at_s, who in recent[-_KEPT // 2 :])
+            self._write(_ATTEMPTS, (kept + mine).encode())
+        else:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW  # a line is appended whole, also beside another worker's
+            with os.fdopen(os.open(self._folder / _ATTEMPTS, flags, 0o600), "wb") as stream:
+                stream.write(mine.encode())
+        return min(_LONGEST_S, max(0, len(recent) - _FREE) * _EACH_S)
 
-    def failed(self, address: str) -> None:
-        """The key was wrong."""
-        now_s = time.time()
-        lines = [f"{at_s} {who}" for at_s, who in self._recent(now_s)][-_FAILURES_ALL:]
-        self._write(_ATTEMPTS, "\n".join([*lines, f"{now_s} {_who(address)}"]).encode())
-
-    def _recent(self, now_s: float) -> Iterator[tuple[float, str]]:
+    def _recent(self, now_s: float) -> tuple[int, list[tuple[float, str]]]:
+        """How many wrong keys are remembered, and when and whence those of the last minute came."""
+        found = []
         try:
             lines = self._read(_ATTEMPTS).decode().splitlines()
-        except (OSError, KeyError, UnicodeDecodeError):
-            return
-        for line in lines:
-            at, _, who = line.partition(" ")
-            if now_s - _FAILURES_S < float(at) <= now_s:
-                yield float(at), who
+            for line in lines:
+                at, _, who = line.partition(" ")
+                if now_s - _FAILURES_S < float(at) <= now_s:
+                    found.append((float(at), who))
+        except (OSError, KeyError, ValueError):
+            return _KEPT, found  # what cannot be read is written anew
+        return len(lines), found
 
     def _tidy(self) -> None:
         """Remove what has ended, and the oldest where there are too many."""
@@ -153,4 +172,6 @@ def _name(token: str) -> str:
 
 
 def _who(address: str) -> str:
-    return sha256(address.encode()).hexdigest()[:16]
+    found = address_in(address)
+    place = ip_network((found, 64), strict=False) if isinstance(found, IPv6Address) else found or address
+    return sha256(str(place).encode()).hexdigest()[:16]

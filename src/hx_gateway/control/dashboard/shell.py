@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -135,10 +136,10 @@ def _router() -> APIRouter:
         try:
             desk.sessions.attempt(address)
         except TooManyAttempts as error:
-            return _login(request, next, f"Too many wrong keys. Try again in {error.wait_s:.0f} s.", 429)
+            return _login(request, next, f"Too many wrong keys from your address. Try again in {error.wait_s:.0f} s.", 429)
         identity = gateway.keys.identify(key.encode()) if key else None
         if identity is None and (key or gateway.keys.required):
-            desk.sessions.failed(address)
+            await asyncio.sleep(desk.sessions.failed(address))
             failure = gateway.keys.refusal(key.encode())
             return _login(
                 request, next, f"{failure.message[:1].upper()}{failure.message[1:]}." if key else "Enter an admin key.", failure.status
