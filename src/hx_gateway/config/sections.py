@@ -26,7 +26,7 @@ def _network(text: str) -> str:
     try:
         ip_network(text, strict=False)
     except ValueError:
-        raise ValueError("should be an IP address or a network such as 10.0.0.0/8") from None
+        raise ValueError("should be an IP address or a network such as 192.0.2.0/24") from None
     return text
 
 

@@ -9,7 +9,7 @@ import pytest
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.control.proxies import Proxies
 
-TRUSTED = ("10.0.0.0/8", "2001:db8::1")
+TRUSTED = ("203.0.113.0/24", "2001:db8::1")
 
 
 async def seen(client: str, trusted: tuple[str, ...] = TRUSTED, **headers: str) -> tuple[str, str]:
@@ -28,14 +28,14 @@ async def seen(client: str, trusted: tuple[str, ...] = TRUSTED, **headers: str) 
 @pytest.mark.parametrize(
     ("client", "forwarded", "address"),
     [
-        ("10.0.0.1", "192.0.2.1", "192.0.2.1"),
-        ("10.0.0.1", "192.0.2.1:4711", "192.0.2.1"),
+        ("203.0.113.1", "192.0.2.1", "192.0.2.1"),
+        ("203.0.113.1", "192.0.2.1:4711", "192.0.2.1"),
         ("2001:db8::1", "[2001:db8:1::7]:80", "2001:db8:1::7"),
-        ("::ffff:10.0.0.1", "2001:db8:1::7", "2001:db8:1::7"),
-        ("10.0.0.1", "198.51.100.9, 192.0.2.1, 10.0.0.2", "192.0.2.1"),
-        ("10.0.0.1", "198.51.100.9, nonsense", "10.0.0.1"),
-        ("10.0.0.1", "10.0.0.3, 10.0.0.2", "10.0.0.3"),
-        ("10.0.0.1", "", "10.0.0.1"),
+        ("::ffff:203.0.113.1", "2001:db8:1::7", "2001:db8:1::7"),
+        ("203.0.113.1", "198.51.100.9, 192.0.2.1, 203.0.113.2", "192.0.2.1"),
+        ("203.0.113.1", "198.51.100.9, nonsense", "203.0.113.1"),
+        ("203.0.113.1", "203.0.113.3, 203.0.113.2", "203.0.113.3"),
+        ("203.0.113.1", "", "203.0.113.1"),
         ("192.0.2.9", "198.51.100.9", "192.0.2.9"),
     ],
 )
@@ -46,9 +46,9 @@ async def test_the_address_is_the_nearest_that_no_trusted_proxy_stands_for(clien
 @pytest.mark.parametrize(
     ("client", "proto", "scheme"),
     [
-        ("10.0.0.1", "https", "https"),
-        ("10.0.0.1", "HTTPS, http", "https"),
-        ("10.0.0.1", "gopher", "http"),
+        ("203.0.113.1", "https", "https"),
+        ("203.0.113.1", "HTTPS, http", "https"),
+        ("203.0.113.1", "gopher", "http"),
         ("192.0.2.9", "https", "http"),
     ],
 )
@@ -61,5 +61,5 @@ async def test_nobody_is_trusted_unless_named() -> None:
 
 
 def test_what_is_no_network_is_no_setting() -> None:
-    with pytest.raises(ValueError, match=r"an IP address or a network such as 10\.0\.0\.0/8"):
+    with pytest.raises(ValueError, match=r"an IP address or a network such as 192\.0\.2\.0/24"):
         GatewayConfig.model_validate({"http": {"trusted_proxies": ["proxy.example"]}})
