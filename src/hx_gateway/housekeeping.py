@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.config.storage import database_url, state_directory
+from hx_gateway.core.files import replace
 from hx_gateway.ledger.journal import FOLDER
 from hx_gateway.stores.audit import ShippingDeeds
 from hx_gateway.stores.bodies import ShippingBodies
@@ -259,11 +260,8 @@ class Housekeeping:
 
     def _write(self) -> None:
         state = {"pid": os.getpid(), "at_ms": _now_ms(), "store": self._reachable, "duties": self._facts}
-        path = self.folder / f"{_STATE}.tmp"
         try:
-            path.touch(mode=0o600)
-            path.write_text(json.dumps(state, default=str))
-            path.replace(self.folder / _STATE)
+            replace(self.folder / _STATE, json.dumps(state, default=str).encode())
         except OSError as error:
             if not self._unwritable:
                 _log.warning("the state directory cannot be written: %s", error.strerror or error)
