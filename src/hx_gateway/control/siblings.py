@@ -76,8 +76,10 @@ class Siblings:
                 writer.write(msgspec.json.encode([question, about]) + b"\n")
                 return msgspec.json.decode(await reader.read())
         except ConnectionRefusedError:
-            with contextlib.suppress(OSError):  # its process has ended without taking its socket away
-                (folder / name).unlink(missing_ok=True)
+            # One that lives has bound its socket and is about to listen; of one that was killed the socket is still there.
+            with contextlib.suppress(OSError, ValueError):
+                if not _lives(int(name)):
+                    (folder / name).unlink(missing_ok=True)
         except (OSError, TimeoutError, msgspec.DecodeError):
             pass
         finally:
@@ -95,6 +97,14 @@ class Siblings:
             pass  # who asked sees that there is no answer
         finally:
             writer.close()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -44,12 +45,18 @@ async def test_one_that_does_not_answer_is_left_out(siblings: Siblings, tmp_path
     server.close()
 
 
-async def test_the_socket_of_a_dead_worker_is_taken_away(siblings: Siblings, tmp_path: Path) -> None:
-    dead = socket.socket(socket.AF_UNIX)
-    dead.bind(str(tmp_path / FOLDER / "1"))
-    dead.close()
-    assert await siblings.ask("name") == ["here"]
-    assert not (tmp_path / FOLDER / "1").exists()
+async def test_the_socket_of_a_dead_worker_is_taken_away_and_not_of_one_that_begins(siblings: Siblings, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, begun = tmp_path / FOLDER / str(ended.pid), tmp_path / FOLDER / str(os.getppid())
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as new:
+        dead.bind(str(left))
+        new.bind(str(begun))
+        dead.close()
+        assert await siblings.ask("name") == ["here"]
+        assert not left.exists() and begun.exists()
+        new.listen()
+        assert await siblings.ask("name") == ["here"] and begun.exists()
 
 
 async def test_it_answers_others_also_at_length_and_nothing_to_nonsense(siblings: Siblings, tmp_path: Path) -> None:
