@@ -26,41 +26,38 @@ def told(gateway: Gateway) -> dict[str, Any]:
 
 
 def together(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What several workers see, as one: the first is who asks, and what it has configured is shown."""
+    """What several workers see, as one: the first is who asks, and what it has configured is shown.
+
+    During a handover some are of another version: what they do not tell is taken from who asks, what only they tell is left out.
+    """
     endpoints: dict[str, dict[str, Any]] = {}
     for name, own in answers[0]["endpoints"].items():
-        seen = [answer["endpoints"][name] for answer in answers if name in answer["endpoints"]]
-        newest = max(seen, key=lambda one: one["checked_ms"] or 0)
+        seen = [answer["endpoints"][name] for answer in answers if name in answer.get("endpoints", ())]
+        newest = max(seen, key=lambda one: one.get("checked_ms") or 0)
         endpoints[name] = {
-            **newest,
+            **{key: newest.get(key, value) for key, value in own.items()},
+            **_summed(seen),
             "drained": own["drained"],
-            "in_flight": sum(one["in_flight"] for one in seen),
             "workers": len(seen),
-            "breaker": _worst([one["breaker"] for one in seen]),
             "models": [
-                {
-                    **model,
-                    "in_flight": sum(_same(one, model)["in_flight"] for one in seen if _same(one, model)),
-                    "breaker": _worst([_same(one, model)["breaker"] for one in seen if _same(one, model)]),
-                }
+                {**model, **_summed([other for one in seen for other in one.get("models", ()) if other.get("model") == model["model"]])}
                 for model in own["models"]
             ],
         }
         endpoints[name]["state"] = _state(endpoints[name])
     waiting: dict[str, int] = {}
     for answer in answers:
-        for name, count in answer["waiting"].items():
+        for name, count in answer.get("waiting", {}).items():
             waiting[name] = waiting.get(name, 0) + count
     return {"endpoints": endpoints, "waiting": waiting}
 
 
-def _same(one: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    return next((other for other in one["models"] if other["model"] == model["model"]), {})
-
-
-def _worst(breakers: list[dict[str, Any]]) -> dict[str, Any]:
-    worst = max(breakers, key=lambda one: _WORST[one["state"]])
-    return {**worst, "in_workers": sum(one["state"] == worst["state"] for one in breakers)}
+def _summed(seen: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is under way in all workers, and the worst of their breakers; the first is that of who asks."""
+    breakers = [one.get("breaker", {}) for one in seen]
+    worst = max(breakers, key=lambda one: _WORST.get(one.get("state", ""), 0))
+    alike = sum(one.get("state") == worst.get("state") for one in breakers)
+    return {"in_flight": sum(one.get("in_flight", 0) for one in seen), "breaker": {**breakers[0], **worst, "in_workers": alike}}
 
 
 def _state(one: dict[str, Any]) -> str:
