@@ -14,7 +14,15 @@ if TYPE_CHECKING:
 
     from hx_gateway.ops.watch import Look, Rates
 
-_STATES = {"up": "green", "partly": "yellow", "resting": "yellow", "drained": "cyan", "down": "bold red", "unknown": "dim"}
+_STATES = {
+    "up": "green",
+    "partly": "yellow",
+    "resting": "yellow",
+    "draining": "cyan",
+    "drained": "cyan",
+    "down": "bold red",
+    "unknown": "dim",
+}
 _HEALTH = {"healthy": "bold green", "degraded": "bold yellow", "unhealthy": "bold red"}
 _SHORT_S = 1.0  # between the two looks of --once
 _WIDTH = 140  # where no terminal shows it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.access.moments import written
@@ -62,7 +61,7 @@ def _summed(seen: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _state(one: dict[str, Any]) -> str:
     if one["drained"]:
-        return "drained"
+        return "draining" if one["in_flight"] else "drained"
     if one["healthy"] is False:
         return "down"
     if one["breaker"]["state"] != "closed":
@@ -89,7 +88,7 @@ def _endpoint(gateway: Gateway, endpoint: Endpoint, now_s: float, wall_s: float)
         "error": facts.error or None,
         "checked_ms": int((wall_s - (now_s - facts.checked_s)) * 1000) if facts.checked_s else None,
         "breaker": _breaker(endpoint.breaker, now_s),
-        "drained": {"by": drain.by, "at": written(drain.at_ms)} if drain is not None and endpoint.cool_until_s == inf else None,
+        "drained": {"by": drain.by, "at": written(drain.at_ms)} if drain is not None and endpoint.drained else None,
         "in_flight": endpoint.in_flight,
         "max_concurrent": endpoint.max_concurrent or None,
         "slots": endpoint.slots or None,

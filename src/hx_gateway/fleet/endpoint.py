@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -140,6 +141,11 @@ class Endpoint:
             lines.append(f"authorization: Bearer {api_key}")
         lines += [f"{key.lower()}: {value}" for key, value in (headers or {}).items()]
         self.head = "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+
+    @property
+    def drained(self) -> bool:
+        """Whether it was taken out of service: it gets nothing new, whatever its health."""
+        return self.cool_until_s == inf
 
     def adopt(self, other: Endpoint) -> None:
         """Take over the settings of ``other``, made from a newer configuration; the live state stays."""

@@ -14,7 +14,8 @@ class Summary:
     """The state of the whole fleet.
 
     Args:
-        status: ``healthy`` when every deployment can be used, ``degraded`` when some cannot, ``unhealthy`` when none can.
+        status: ``healthy`` when every deployment in service can be used, ``degraded`` when some cannot or a name has none,
+            ``unhealthy`` when none can. A drained one is out of service by intent.
         models: Every public name, in configuration order.
         unavailable: Those of them without any deployment that can be used.
     """
@@ -25,13 +26,28 @@ class Summary:
 
 
 def endpoint_usable(endpoint: Endpoint) -> bool:
-    """Whether nothing is known against an endpoint; one that was never probed counts as usable."""
-    return endpoint.facts.healthy is not False and endpoint.breaker.state == "closed"
+    """Whether an endpoint is in service and nothing is known against it; one that was never probed counts as usable."""
+    return not endpoint.drained and endpoint.facts.healthy is not False and endpoint.breaker.state == "closed"
 
 
 def deployment_usable(deployment: Deployment) -> bool:
-    """Whether nothing is known against a deployment or its endpoint."""
+    """Whether nothing is known against a deployment or its endpoint, which is in service."""
     return deployment.breaker.state == "closed" and endpoint_usable(deployment.endpoint)
+
+
+def why_unusable(deployment: Deployment, in_flight: int) -> str:
+    """In a word why a deployment is not used, as `deployment_usable` has it; empty where it is.
+
+    Args:
+        deployment: It.
+        in_flight: Requests under way there; a drained endpoint finishes them.
+    """
+    endpoint = deployment.endpoint
+    if endpoint.drained:
+        return "draining" if in_flight else "drained"
+    if endpoint.facts.healthy is False:
+        return "down"
+    return "" if deployment_usable(deployment) else "resting"
 
 
 def summarize(registry: Registry) -> Summary:
@@ -39,7 +55,7 @@ def summarize(registry: Registry) -> Summary:
     verdicts: list[bool] = []
     unavailable = []
     for target in registry.targets.values():
-        usable = [deployment_usable(deployment) for deployment in target.deployments]
+        usable = [deployment_usable(deployment) for deployment in target.deployments if not deployment.endpoint.drained]
         verdicts += usable
         if not any(usable):
             unavailable.append(target.name)

@@ -69,16 +69,10 @@ def endpoints(client: Client, report: Report, status: dict[str, Any] | None) -> 
         }
     else:
         found = [one for target in (status or {}).get("models", ()) for one in target["deployments"]]
-        servers = {
-            one["endpoint"]: (
-                "down" if one["healthy"] is False else "up" if one["available"] else "resting",
-                one["error"] or "not available",
-            )
-            for one in found
-        }
+        servers = {one["endpoint"]: (one.get("reason") or "up", one["error"] or "not available") for one in found if not one["excluded"]}
 
     def well(state: str, error: str) -> str:
-        if state == "drained":
+        if state in ("draining", "drained"):
             raise Skipped("taken out of service by an administrator")
         if state in ("down", "resting", "partly"):
             raise Fault(f"{state}: {error}")

@@ -118,7 +118,8 @@ class Name:
         about = self.entry["hx"]
         if not about["available"]:
             found = (self.status or {}).get("deployments") or [{}]
-            raise Fault(f"nothing can serve it now: {'; '.join(sorted({str(one.get('error') or 'no reason is known') for one in found}))}")
+            why = {str(one.get("error") or one.get("reason") or "no reason is known") for one in found}
+            raise Fault(f"nothing can serve it now: {'; '.join(sorted(why))}")
         if self.members is not None and self.members != frozenset(about["models"]):
             raise Fault(f"served by {', '.join(sorted(about['models']))} instead of {', '.join(sorted(self.members))}")
         for one in (self.status or {}).get("deployments", ()):

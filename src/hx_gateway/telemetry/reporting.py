@@ -134,8 +134,8 @@ def _fleet(registry: Registry) -> Iterator[Sample]:
     for target in registry.targets.values():
         yield "hx_gateway_target_info", (target.name, target.kind, target.policy), 1.0
         if target.deployments:
-            usable = sum(map(deployment_usable, target.deployments))
-            yield "hx_gateway_available_ratio", (target.name,), usable / len(target.deployments)
+            serving = [one for one in target.deployments if not one.endpoint.drained]
+            yield "hx_gateway_available_ratio", (target.name,), sum(map(deployment_usable, serving)) / max(1, len(serving))
         for one in target.deployments:
             if one not in done:
                 done.add(one)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.unit.control.house import KEYS, MASTER, USER, House
 
+from hx_gateway.control.fleet import together
 from hx_gateway.fleet.registry import Registry
 
 
@@ -28,6 +29,13 @@ async def test_healthz_touches_nothing() -> None:
     body = answer.json()
     assert body.pop("version")
     assert body == {"ok": True, "note": "HX wrapper – proxy mode", "service": "unified-api-gateway", "uptime_s": 12.5}
+
+
+@pytest.mark.parametrize(("in_flight", "state"), [((0, 0), "drained"), ((0, 1), "draining")])
+def test_a_drained_server_is_draining_while_any_worker_has_requests_there(in_flight: tuple[int, int], state: str) -> None:
+    one = {"drained": {"by": "ops"}, "healthy": True, "breaker": {"state": "closed"}, "models": [], "checked_ms": 1}
+    answers: list[dict[str, Any]] = [{"endpoints": {"one": {**one, "in_flight": count}}, "waiting": {}} for count in in_flight]
+    assert together(answers)["endpoints"]["one"]["state"] == state
 
 
 async def test_readyz_follows_start_and_drain() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
 from hx_gateway.fleet.registry import Registry, Target
-from hx_gateway.health.summary import summarize
+from hx_gateway.health.summary import deployment_usable, summarize, why_unusable
 
 
 def endpoint(healthy: bool | None = None) -> Endpoint:
@@ -47,6 +49,28 @@ def test_an_open_breaker_counts_as_down() -> None:
     breaker.failed(0.0)
     open_one = Deployment("a", "a", endpoint(True), breaker=breaker)
     assert summarize(Registry({"a": Target("a", "model", (open_one,))}, {})).status == "unhealthy"
+
+
+def test_a_drained_server_is_out_of_service_by_intent() -> None:
+    registry = fleet(a=[True, True], b=[True])
+    first, second, alone = (one for target in registry.targets.values() for one in target.deployments)
+    first.endpoint.cool_until_s = math.inf
+    assert [deployment_usable(one) for one in (first, second)] == [False, True]
+    assert (why_unusable(first, 1), why_unusable(first, 0), why_unusable(second, 1)) == ("draining", "drained", "")
+    assert summarize(registry).status == "healthy"
+    alone.endpoint.cool_until_s = math.inf
+    assert (summarize(registry).status, summarize(registry).unavailable) == ("degraded", ("b",))
+    second.endpoint.cool_until_s = math.inf
+    assert summarize(registry).status == "unhealthy"
+
+
+def test_why_another_one_is_not_used() -> None:
+    (down,) = fleet(a=[False]).targets["a"].deployments
+    assert why_unusable(down, 0) == "down"
+    down.endpoint.facts.healthy = True
+    down.breaker.threshold = 1
+    down.breaker.failed(0.0)
+    assert why_unusable(down, 0) == "resting"
 
 
 def test_a_gateway_that_only_forwards_is_as_well_as_its_upstream() -> None:

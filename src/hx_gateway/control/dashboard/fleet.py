@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -14,8 +15,14 @@ from hx_gateway.control.dashboard.frame import Session, SignedIn, go, part, rend
 from hx_gateway.control.dependencies import GatewayOf, gateway_of, siblings_of
 from hx_gateway.control.fleet import together
 from hx_gateway.control.routes.endpoints import drain
+from hx_gateway.telemetry.history import course
 
-_ORDER = ("down", "resting", "partly", "unknown", "drained", "up")
+_LINES = {
+    "waits": {"p50": "response_p50_s", "p95": "response_p95_s", "first token p50": "first_token_p50_s", "first token p95": "first_token_p95_s"},
+    "load": {"under way": "in_flight", "failed/s": "errors_per_s"},
+}
+"""Plots of all requests: their lines by title, each a figure of the history."""
+_ORDER = ("down", "resting", "partly", "unknown", "draining", "drained", "up")
 _NOTHING = Rate()
 
 
@@ -26,15 +33,25 @@ def router() -> APIRouter:
     @routes.get("/fleet")
     async def page(request: Request, session: SignedIn) -> Response:
         """The whole page."""
-        return render(request, session, "fleet.html", title="Fleet", **await _seen(request, {}))
+        seen = await _seen(request, {})
+        past = await _past(request, [one["name"] for one in seen["servers"]])
+        return render(request, session, "fleet.html", title="Fleet", past=past, **seen)
 
     @routes.get("/fleet/live")
     async def follow(request: Request, session: SignedIn) -> Response:
         """What changes on it."""
         rates = Rates()
+        ended_s = 0  # of the latest step of the history that was told
 
         async def look() -> dict[str, Any]:
-            return await _parts(request, session, rates)
+            nonlocal ended_s
+            shown = await _parts(request, session, rates)
+            latest = course(gateway_of(request).telemetry.book, gateway_of(request).clock.wall(), 1)
+            if shown["data"] and latest["times"] and latest["times"][0] != ended_s:
+                ended_s = latest["times"][0]
+                lines = {plot: {title: latest["all"][figure][0] for title, figure in _LINES[plot].items()} for plot in _LINES}
+                shown["data"] |= {"step": {"at": ended_s, **lines}}
+            return shown
 
         return live.stream(request, session, look)
 
@@ -71,6 +88,17 @@ async def _seen(request: Request, rates: dict[str, Rate]) -> dict[str, Any]:
         "now_ms": gateway_of(request).clock.wall() * 1000,
         "measured": bool(rates),
     }
+
+
+async def _past(request: Request, names: list[str]) -> dict[str, str]:
+    """What the plots begin with: the last hour, as JSON by plot."""
+    gateway = gateway_of(request)
+    found = await asyncio.to_thread(course, gateway.telemetry.book, gateway.clock.wall())
+    none = [None] * len(found["times"])
+    plots = {plot: {title: found["all"][figure] for title, figure in lines.items()} for plot, lines in _LINES.items()}
+    for plot, figure in (("tokens", "completion_tokens_per_s"), ("requests", "requests_per_s")):
+        plots[plot] = {name: found["endpoints"].get(name, {}).get(figure, none) for name in names}
+    return {plot: msgspec.json.encode({"times": found["times"], "series": series}).decode() for plot, series in plots.items()}
 
 
 async def _parts(request: Request, session: Session, rates: Rates) -> dict[str, Any]:

@@ -32,9 +32,9 @@ class EndpointSeen(BaseModel):
 
     name: str
     address: str
-    state: Literal["up", "partly", "resting", "down", "unknown", "drained"] = Field(
+    state: Literal["up", "partly", "resting", "down", "unknown", "draining", "drained"] = Field(
         description="up; partly: a model there is being rested; resting: its breaker is not closed; down: the last probe failed; "
-        "unknown: not probed yet; drained: taken out of service"
+        "unknown: not probed yet; draining: taken out of service, with requests still under way; drained: without"
     )
     error: str | None
     healthy: bool | None = Field(description="by the newest probe of any worker; null before the first")

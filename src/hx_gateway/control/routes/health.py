@@ -17,7 +17,8 @@ from hx_gateway.control.stores import redis_state, sql_state
 from hx_gateway.core.context import Identity
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
-from hx_gateway.health.summary import deployment_usable, summarize
+from hx_gateway.health.summary import deployment_usable, summarize, why_unusable
+from hx_gateway.routing.ceilings import Ceilings
 
 _UNNAMED: str = ServiceSettings.model_fields["name"].default
 _NAME = "unified-api-gateway"  # what monitoring of the fleet looks for, where the operator chose no name
@@ -97,6 +98,10 @@ class DeploymentStatus(BaseModel):
     provider: str | None
     version: str | None
     available: bool
+    reason: str | None = Field(
+        description="why it is not available: excluded; draining or drained by an administrator, with or without requests still under way; "
+        "down by the last probe; resting by its breaker"
+    )
     excluded: str | None = Field(description="why it may not serve this name, where it may not")
     healthy: bool | None = Field(description="by the last probe; null before the first")
     error: str | None
@@ -106,6 +111,10 @@ class DeploymentStatus(BaseModel):
         "client that left included"
     )
     max_concurrent: int | None
+    requests_per_minute: int | None = Field(description="most requests it may have in a minute; null for no limit")
+    requests_left: int | None = Field(description="of those, how many it may have at once now, from all workers")
+    tokens_per_minute: int | None = Field(description="most tokens it may have in a minute; null for no limit")
+    tokens_left: int | None = Field(description="of those, how many it may have at once now, from all workers")
     weight: float
     breaker: BreakerState
     endpoint_breaker: BreakerState
@@ -234,23 +243,37 @@ def _engine(endpoint: Endpoint) -> EngineKnown:
 
 
 def _deployment(
-    deployment: Deployment, in_flight: int, numbers: dict[Endpoint, int], admin: bool, now_s: float, excluded: str = ""
+    deployment: Deployment,
+    in_flight: int,
+    ceilings: Ceilings,
+    numbers: dict[Endpoint, int],
+    admin: bool,
+    now_s: float,
+    excluded: str = "",
 ) -> DeploymentStatus:
     endpoint = deployment.endpoint
     facts = endpoint.facts
+    limits = deployment.limits
+    requests_left, tokens_left = ceilings.left(deployment, now_s)
+    reason = "excluded" if excluded else why_unusable(deployment, in_flight)
     return DeploymentStatus(
         model=deployment.model,
         endpoint=_shown_name(endpoint, numbers.setdefault(endpoint, len(numbers) + 1), admin),
         address=str(endpoint.address) if admin else None,
         provider=endpoint.provider.name if endpoint.provider is not None else None,
         version=facts.version or None,
-        available=not excluded and deployment_usable(deployment),
+        available=not reason,
+        reason=reason or None,
         excluded=excluded or None,
         healthy=facts.healthy,
         error=facts.error or None,
         checked_s_ago=round(max(0.0, now_s - facts.checked_s), 3) if facts.checked_s else None,
         in_flight=in_flight,
         max_concurrent=deployment.max_concurrent or None,
+        requests_per_minute=limits.burst or None if limits is not None else None,
+        requests_left=requests_left,
+        tokens_per_minute=limits.tokens_per_minute or None if limits is not None else None,
+        tokens_left=tokens_left,
         weight=deployment.weight,
         breaker=_breaker(deployment.breaker, now_s),
         endpoint_breaker=_breaker(endpoint.breaker, now_s),
@@ -261,7 +284,7 @@ def _deployment(
 
 async def models_status(gateway: GatewayOf, identity: Visitor) -> ModelsStatus:
     """Every public name with its deployments; addresses are shown to admin keys only."""
-    registry = gateway.registry
+    registry, ceilings = gateway.registry, gateway.proxy.ceilings
     now_s = gateway.clock.monotonic()
     admin = identity is not None and identity.admin
     numbers = {endpoint: number for number, endpoint in enumerate(registry.endpoints.values(), 1)}
@@ -281,9 +304,12 @@ async def models_status(gateway: GatewayOf, identity: Visitor) -> ModelsStatus:
                 policy=target.policy or None,
                 available=any(deployment_usable(deployment) for deployment in target.deployments),
                 deployments=[
-                    *(_deployment(deployment, gateway.under_way(deployment), numbers, admin, now_s) for deployment in target.deployments),
                     *(
-                        _deployment(deployment, deployment.in_flight, numbers, admin, now_s, reason)
+                        _deployment(deployment, gateway.under_way(deployment), ceilings, numbers, admin, now_s)
+                        for deployment in target.deployments
+                    ),
+                    *(
+                        _deployment(deployment, deployment.in_flight, ceilings, numbers, admin, now_s, reason)
                         for deployment, reason in target.excluded
                     ),
                 ],
