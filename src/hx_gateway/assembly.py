@@ -15,6 +15,7 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Deadlines, DeploymentOptions, Endpoint, Prices
 from hx_gateway.fleet.registry import Kept, Registry, Target
 from hx_gateway.health.teach import teach
+from hx_gateway.routing.ceilings import limits_of
 from hx_gateway.upstream.pool import Pool
 
 if TYPE_CHECKING:
@@ -299,6 +300,8 @@ class Assembly:
                 endpoint,
                 weight=given.weight,
                 max_concurrent=given.max_concurrent,
+                limits=limits_of(given.requests_per_minute, given.tokens_per_minute),
+                tags=frozenset(given.tags),
                 mode=given.mode,
                 prices=Prices(
                     given.cost_per_request,

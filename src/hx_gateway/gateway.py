@@ -95,6 +95,7 @@ class Gateway:
             self._guess,
             find=lambda name: self.registry.find(name),
             alarm=lambda endpoint, within_s: self.monitor.soon(endpoint, within_s),
+            ceilings=self.backing.metering.ceilings,
         )
         self.monitor = Monitor(
             lambda: self.registry,

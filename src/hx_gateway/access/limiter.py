@@ -30,9 +30,13 @@ class Limiter:
 
     Args:
         later: Calls a function after so many seconds; None writes true figures at once.
+        clock: Monotonic seconds; a simulation has its own.
     """
 
-    def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
+    def __init__(
+        self, later: Callable[[float, Callable[[], None]], object] | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self.accounts: dict[str, Account] = {}
         self.refused: dict[tuple[str, str], int] = {}  # refusals by scope and name of limit
         self._table: Table | None = None
@@ -385,7 +389,7 @@ class Limiter:
         if not table.acquire(index):
             return False
         try:
-            state = self._current(account, table, time.monotonic(), True)
+            state = self._current(account, table, self._clock(), True)
             if state is not None:
                 account.dirty = False
                 table.write(index, state)

@@ -95,6 +95,12 @@ class ModelSettings(Settings):
         default=1.0, description="Share of traffic relative to its siblings in a group; 0 takes none."
     )
     max_concurrent: Count = Field(default=0, description="Most requests at once on each of its deployments; 0 for no limit.")
+    requests_per_minute: Count = Field(
+        default=0, description="Most requests a minute to each of its deployments, as many at once after a pause; 0 for no limit."
+    )
+    tokens_per_minute: Count = Field(
+        default=0, description="Most tokens a minute, of prompts and answers, at each of its deployments; 0 for no limit."
+    )
     cost_per_request: Price = Field(default=0.0, description="Price of one request, in the operator's currency.")
     cost_per_prompt_token: Price = Field(default=0.0, description="Price of one prompt token.")
     cost_per_completion_token: Price = Field(default=0.0, description="Price of one completion token.")

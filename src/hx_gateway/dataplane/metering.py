@@ -14,6 +14,7 @@ from hx_gateway.core.interfaces import unheard
 from hx_gateway.dataplane.features import BYTES_PER_TOKEN
 from hx_gateway.ledger.pricing import cost_of, engine_s, worked
 from hx_gateway.openai.requests import Facts
+from hx_gateway.routing.ceilings import Ceilings
 
 if TYPE_CHECKING:
     from hx_gateway.access.shared import Shared
@@ -82,12 +83,13 @@ class Metering:
         later: Calls a function after so many seconds; None writes true figures at once.
     """
 
-    __slots__ = ("known", "limiter", "shared")
+    __slots__ = ("ceilings", "known", "limiter", "shared")
 
     def __init__(self, later: Callable[[float, Callable[[], None]], object] | None = None) -> None:
         self.limiter = Limiter(later)
         self.known: dict[str, tuple[Identity, Account]] = {}  # by name, the accounts found last
         self.shared: Shared | None = None  # where limits are kept with other gateways
+        self.ceilings = Ceilings(self.limiter, lambda: 1 if self.shared is None else self.shared.gateways)
 
     def take(self, account: Account, exchange: Exchange) -> Hold | Refusal | Awaitable[Hold | Refusal]:
         """Ask an account for one request; to be awaited where other gateways share the limits."""

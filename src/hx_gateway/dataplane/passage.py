@@ -16,6 +16,7 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.openai.sse import error_event
 
 if TYPE_CHECKING:
+    from hx_gateway.access.account import Hold
     from hx_gateway.dataplane.proxy import Proxy
     from hx_gateway.routing.ask import Ask
 
@@ -29,7 +30,7 @@ class Passage:
     """
 
     __slots__ = (
-        "ahead_s", "alone", "ask", "beat_s", "begun", "call", "called", "deployment", "done", "dropped", "exchange", "fell_from", "give_up_s",
+        "ahead_s", "alone", "ask", "beat_s", "begun", "call", "called", "ceiling", "deployment", "done", "dropped", "exchange", "fell_from", "give_up_s",
         "id_line", "leased", "loading", "opened", "provider", "proxy", "queued_at_s", "reader", "reason", "total_at_s", "trials",
         "tried", "turned_away",
     )  # fmt: skip
@@ -51,6 +52,7 @@ class Passage:
         self.alone = False
         self.trials = verdict.NO_TRIALS
         self.leased = False
+        self.ceiling: Hold | None = None  # what the attempt holds of its deployment's limits
         self.called = False  # its turn in the queue came
         self.queued_at_s = 0.0
         self.give_up_s = inf
@@ -131,9 +133,14 @@ class Passage:
         exchange.trail.append((deployment.endpoint.name, failure.kind.code, round((now_s - exchange.call_s) * 1000, 3)))
         self.proxy.attempted(exchange, failure)
 
-    def _release(self) -> Deployment:
+    def _release(self, worked: bool = True) -> Deployment:
+        """The attempt is over; ``worked`` tells whether the server did anything for it."""
         deployment = self.deployment
         assert deployment is not None
+        if self.ceiling is not None:
+            hold, self.ceiling, exchange = self.ceiling, None, self.exchange
+            prompt, completion = exchange.prompt_tokens, exchange.completion_tokens
+            self.proxy.ceilings.settle(hold, *((prompt, completion) if worked else (0, -1)), monotonic() - exchange.call_s)
         endpoint = deployment.endpoint
         deployment.in_flight -= 1
         endpoint.in_flight -= 1

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from hx_gateway.access.limiter import Limiter
 from hx_gateway.core import errors
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.errors import Failure
@@ -18,6 +19,7 @@ from hx_gateway.dataplane.learned import learning_ask
 from hx_gateway.dataplane.queue import Hotel
 from hx_gateway.dataplane.run import Run
 from hx_gateway.routing.ask import Ask
+from hx_gateway.routing.ceilings import Ceilings
 from hx_gateway.routing.router import Decision, Router
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Proxy:
         hotel: Where requests wait for a place; none refuses them at once.
         find: The target of a public name.
         alarm: Told of a server that should be probed soon, and within how many seconds.
+        ceilings: The limits of deployments; none keeps them in memory of its own.
     """
 
     __slots__ = (
@@ -54,6 +57,7 @@ class Proxy:
         "_observers",
         "_weighed",
         "alarm",
+        "ceilings",
         "decisions",
         "explained",
         "find",
@@ -80,8 +84,10 @@ class Proxy:
         hotel: Hotel | None = None,
         find: Callable[[str], Target | None] = lambda name: None,
         alarm: Callable[[Endpoint, float], None] = lambda endpoint, within_s: None,
+        ceilings: Ceilings | None = None,
     ) -> None:
         self.alarm = alarm
+        self.ceilings = ceilings or Ceilings(Limiter())
         self.router = router
         self.guess = guess
         self.observers = tuple(observers)

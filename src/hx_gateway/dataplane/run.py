@@ -12,6 +12,7 @@ from hx_gateway.core.interfaces import Headers, Provider
 from hx_gateway.dataplane import verdict, waits
 from hx_gateway.dataplane.answer import EVENTS, JSON, is_stream
 from hx_gateway.dataplane.fanout import Fanout
+from hx_gateway.dataplane.metering import estimate as needed
 from hx_gateway.dataplane.passage import Passage
 from hx_gateway.dataplane.suiting import roomier, served
 from hx_gateway.fleet.deployment import Deployment
@@ -49,6 +50,11 @@ class Run(Passage):
             behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
             decision = proxy.weighing(ask.target) if proxy.explained else None  # while there is time for it: for some of many requests
             deployment = None if behind else router.choose(ask, now_s, decision)
+            if deployment is not None and deployment.limits is not None:
+                first = deployment
+                deployment, self.ceiling = proxy.ceilings.within(router, ask, first, now_s, lambda account: needed(exchange, account)[0])
+                if deployment is not first:
+                    decision = None  # it was about another
             if deployment is None:
                 self._nowhere(last, now_s)
                 return
@@ -290,7 +296,7 @@ class Run(Passage):
 
     def _failed(self, failure: Failure, asked: bool = True) -> None:
         """The attempt failed before anything was passed on: go elsewhere, or answer with the failure."""
-        deployment = self._release()
+        deployment = self._release(False)
         self._blame(deployment, failure, asked)
         exchange = self.exchange
         now_s = monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from hx_gateway.dataplane.suiting import served, suited
 
 if TYPE_CHECKING:
     from hx_gateway.dataplane.run import Run
+    from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.registry import Target
 
 
@@ -49,7 +50,7 @@ def queue(run: Run, last: Failure | None, now_s: float) -> bool:
     proxy, exchange = run.proxy, run.exchange
     target: Target = exchange.candidates
     hotel = proxy.hotel
-    if not hotel.most or run.queued_at_s or not occupied(target, now_s):
+    if not hotel.most or run.queued_at_s or not occupied(target, now_s) or pause_s(target, now_s) > hotel.longest_s:
         return False
     if last is not None:
         if last.kind is not errors.UPSTREAM_BUSY or exchange.attempts >= proxy.max_attempts + len(run.fell_from):
@@ -61,7 +62,7 @@ def queue(run: Run, last: Failure | None, now_s: float) -> bool:
     identity = exchange.identity
     key = identity.name if identity is not None else ""
     priority = PRIORITIES.get(exchange.notes.get(b"x-hx-priority", b"normal"), 1)
-    run.give_up_s = min(now_s + hotel.longest_s, run.total_at_s)
+    run.give_up_s = min(now_s + hotel.longest_s - exchange.queued_s, run.total_at_s)
     if hotel.enter(target.name, run, key, priority) < 0:
         run.turned_away = True
         return False
@@ -73,19 +74,33 @@ def queue(run: Run, last: Failure | None, now_s: float) -> bool:
 
 def occupied(target: Target, now_s: float) -> bool:
     """Whether some deployment would take the request if it were not full, or had not asked for a pause."""
-    return any(
-        deployment.weight and (deployment.full or now_s < deployment.cool_until_s)
-        for deployment in target.deployments
-        if deployment.breaker.state == "closed" and deployment.endpoint.breaker.state == "closed" and deployment.endpoint.cool_until_s < inf
-    )
+    return any(deployment.full or now_s < deployment.cool_until_s for deployment in _open(target))
 
 
-def likely_wait_s(target: Target, ahead: int) -> float:
-    """Seconds until a place is free for a request with so many before it, by what requests took lately."""
+def _open(target: Target) -> Iterator[Deployment]:
+    """The deployments that are neither being rested, nor drained, nor without weight."""
+    for deployment in target.deployments:
+        endpoint = deployment.endpoint
+        if (
+            deployment.weight
+            and deployment.breaker.state == "closed"
+            and endpoint.breaker.state == "closed"
+            and endpoint.cool_until_s < inf
+        ):
+            yield deployment
+
+
+def pause_s(target: Target, now_s: float) -> float:
+    """Seconds until one of them may be asked that has had all it may in a minute, or asked for a pause; 0.0 where one is only full."""
+    return min((max(0.0, deployment.cool_until_s - now_s) for deployment in _open(target)), default=0.0)
+
+
+def likely_wait_s(target: Target, ahead: int, now_s: float) -> float:
+    """Seconds until a place is free for a request with so many before it, by what requests took lately, and by the limits of a minute."""
     places = sum(deployment.max_concurrent or deployment.endpoint.max_concurrent or 1 for deployment in target.deployments)
     lasted = [deployment.pace.service_s for deployment in target.deployments if deployment.pace.service_s]
     each_s = sum(lasted) / len(lasted) if lasted else 1.0
-    return max(1.0, (ahead + 1) * each_s / max(1, places))
+    return max(1.0, pause_s(target, now_s), (ahead + 1) * each_s / max(1, places))
 
 
 def comment(run: Run, now_s: float) -> bytes:
@@ -94,7 +109,7 @@ def comment(run: Run, now_s: float) -> bytes:
         return b": waiting for the model\n\n"
     target: Target = run.exchange.candidates
     ahead = max(0, run.proxy.hotel.waiting(target.name) - 1)
-    return b": queued, at most %d ahead, about %d s\n\n" % (ahead, round(likely_wait_s(target, ahead)))
+    return b": queued, at most %d ahead, about %d s\n\n" % (ahead, round(likely_wait_s(target, ahead, now_s)))
 
 
 def exhausted(run: Run, last: Failure | None, now_s: float) -> Failure:
@@ -106,13 +121,14 @@ def exhausted(run: Run, last: Failure | None, now_s: float) -> Failure:
             return Failure(
                 errors.QUEUE_FULL,
                 f"every deployment of {target.name!r} is full, and {waiting} requests wait for a place already (queue.max_waiting)",
-                retry_after_s=likely_wait_s(target, waiting),
+                retry_after_s=likely_wait_s(target, waiting, now_s),
             )
         if occupied(target, now_s):
             return Failure(
                 errors.UPSTREAM_BUSY,
-                f"every deployment of {target.name!r} is at its limit of concurrent requests, or asked for a pause",
-                retry_after_s=likely_wait_s(target, 0),
+                f"every deployment of {target.name!r} is at its limit of concurrent requests (max_concurrent), or of requests or tokens a minute "
+                "(requests_per_minute, tokens_per_minute), or asked for a pause",
+                retry_after_s=likely_wait_s(target, 0, now_s),
             )
         wait_s = run.proxy.router.retry_after_s(run.ask, now_s) if run.ask is not None else 1.0
         return Failure(
@@ -121,7 +137,7 @@ def exhausted(run: Run, last: Failure | None, now_s: float) -> Failure:
             retry_after_s=wait_s,
         )
     if last.kind is errors.UPSTREAM_BUSY and last.retry_after_s is None:
-        last.retry_after_s = likely_wait_s(target, 0)
+        last.retry_after_s = likely_wait_s(target, 0, now_s)
     elif last.kind.blame is Blame.ENDPOINT and run.exchange.attempts > 1:
         last.should_retry = False  # our own tries are spent; a client that repeats them multiplies the load
     return last
@@ -133,5 +149,5 @@ def waited_long(run: Run, now_s: float) -> Failure:
     return Failure(
         errors.QUEUE_TIMEOUT,
         f"no deployment of {target.name!r} became free within {now_s - run.queued_at_s:.0f} s (queue.max_wait_seconds)",
-        retry_after_s=likely_wait_s(target, run.proxy.hotel.waiting(target.name)),
+        retry_after_s=likely_wait_s(target, run.proxy.hotel.waiting(target.name), now_s),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+from hx_gateway.core.context import KeyLimits
 from hx_gateway.fleet.breaker import Breaker
 from hx_gateway.fleet.endpoint import DeploymentOptions, Endpoint, Prices
 from hx_gateway.fleet.pace import Pace
@@ -18,6 +20,8 @@ class Deployment:
         endpoint: The server.
         weight: Share of traffic relative to its siblings; 0 takes none.
         max_concurrent: Most requests at once; 0 for no limit.
+        limits: Most requests and tokens a minute (`routing.ceilings`); None for no limit.
+        tags: What requests may ask for by, where tags are filtered.
         mode: ``chat``, ``embedding`` or empty for anything.
         pace: Learned speeds.
 
@@ -26,9 +30,9 @@ class Deployment:
     """
 
     __slots__ = (
-        "breaker", "context_length", "cool_until_s", "dimensions", "endpoint", "expected_dimensions", "identity", "in_flight",
-        "load_prior_s", "loaded_context", "max_concurrent", "mode", "model", "options", "pace", "place", "prices", "response_head",
-        "size", "spilled", "unable", "upstream_model", "weight",
+        "account", "breaker", "context_length", "cool_until_s", "dimensions", "endpoint", "expected_dimensions", "identity", "in_flight",
+        "limited_until_s", "limits", "load_prior_s", "loaded_context", "max_concurrent", "mode", "model", "options", "pace", "place", "prices", "response_head",
+        "size", "spilled", "tags", "unable", "upstream_model", "weight",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +43,8 @@ class Deployment:
         *,
         weight: float = 1.0,
         max_concurrent: int = 0,
+        limits: KeyLimits | None = None,
+        tags: frozenset[str] = frozenset(),
         mode: str = "",
         prices: Prices | None = None,
         options: DeploymentOptions | None = None,
@@ -51,6 +57,9 @@ class Deployment:
         self.place = f"{endpoint.name}/{upstream_model}"  # whose prompts are cached together
         self.weight = weight
         self.max_concurrent = max_concurrent
+        self.limits = limits
+        self.account: Any = None  # access.account.Account of its limits, owned by routing.ceilings
+        self.tags = tags
         self.mode = mode
         self.prices = prices or Prices()
         self.options = options or DeploymentOptions()
@@ -66,7 +75,8 @@ class Deployment:
         self.unable: frozenset[str] = frozenset()  # of `fleet.facts.CAPABILITIES`, those it is known to lack
         self.spilled = -1.0  # share of it outside the accelerator's memory when it was last loaded; -1.0 for unknown
         self.load_prior_s = self.pace.load_s  # what was assumed of its load time, until one was seen
-        self.cool_until_s = 0.0  # it said it is busy: not asked before this monotonic time
+        self.cool_until_s = 0.0  # it said it is busy, or has had all it may: not asked before this monotonic time
+        self.limited_until_s = 0.0  # it has had all that its limits allow, until then
         shown = model.encode("ascii", "replace").decode()
         self.response_head = f"x-hx-model: {shown}\r\n".encode()
 
@@ -74,6 +84,11 @@ class Deployment:
         """Take over the settings of ``other``, made from a newer configuration; the live state stays."""
         self.weight = other.weight
         self.max_concurrent = other.max_concurrent
+        if self.limits != other.limits:
+            self.limits = other.limits
+            if self.cool_until_s <= self.limited_until_s:
+                self.cool_until_s = 0.0
+        self.tags = other.tags
         self.mode = other.mode
         self.prices = other.prices
         self.options = other.options

@@ -233,6 +233,8 @@ class Router:
         if deployment.full:
             return f"it is at its limit of concurrent requests ({deployment.in_flight} under way)"
         cool_s = max(deployment.cool_until_s, endpoint.cool_until_s) - now_s
+        if deployment.limited_until_s - now_s >= cool_s > 0:
+            return f"it has had all the requests or tokens it may have in a minute; asked again in {cool_s:.1f} s"
         if cool_s > 0:
             return f"it said it is busy; asked again in {cool_s:.1f} s"
         breaker = deployment.breaker if deployment.breaker.state != "closed" else endpoint.breaker
