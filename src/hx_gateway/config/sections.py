@@ -196,7 +196,9 @@ class MonitoringSettings(Settings):
     """What is shown to operators, and where."""
 
     prometheus_port: Port | None = Field(
-        default=None, description="Further port that serves the metrics of all workers and nothing else; none for the main port only."
+        default=None,
+        description="Further port that serves the metrics of all workers and nothing else, without TLS also where `service.tls` is set; "
+        "none for the main port only.",
     )
     health_check_endpoint: HttpPath = Field(default="/health", description="Path of the health report.")
     metrics_endpoint: HttpPath = Field(default="/metrics", description="Path of the Prometheus metrics.")
