@@ -9,7 +9,6 @@ take is measured by itself.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
@@ -24,6 +23,7 @@ from unittest.mock import patch
 from bench.__main__ import UPSTREAM_PORTS, WORKLOADS, built, started, up
 from bench.peers import HERE, KEY
 from bench.telemetry import a_chat
+from hx_gateway.housekeeping import read_state
 from hx_gateway.telemetry.metrics import Metrics
 
 VARIANTS = {
@@ -39,13 +39,15 @@ def used_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
-def put_aside(marks: dict[int, str], core: int) -> None:
-    """Move what ships the journal beside the serving processes to another core; it has the environment of its gateway."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "environ").read_bytes()
-            if int(folder.name) not in marks and any(mark.encode() in words for mark in marks.values()):
-                os.sched_setaffinity(int(folder.name), {core})
+def put_aside(state: Path, core: int) -> None:
+    """Move what ships the journal beside a serving process to another core, as soon as it has told its state."""
+    give_up_s = time.monotonic() + 30.0
+    while (told := read_state(state)) is None:
+        if time.monotonic() > give_up_s:
+            sys.exit(f"no housekeeper told its state in {state}")
+        time.sleep(0.1)
+    for task in Path(f"/proc/{told['pid']}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {core})
 
 
 def cheap(found: list[float]) -> float:
@@ -92,7 +94,7 @@ def one_set(folder: Path, seen: dict[str, list[float]], rounds: int, seconds: fl
                 pids[name] = stack.enter_context(started(command, cores[0], folder / f"keys-{port}.log"))
             if not up(port):
                 sys.exit(f"the gateway {name} did not come up, see {folder}/keys-{port}.log")
-        put_aside({pids[name]: f"{states}/{port}" for name, (_, port, _) in VARIANTS.items()}, int(cores[1]))
+            put_aside(Path(states, str(port), "hx-gateway"), int(cores[1]))
         for _ in range(rounds):
             for name, (_, port, _) in VARIANTS.items():
                 seen[name].append(round_us(folder, pids[name], port, seconds, cores[1]))
