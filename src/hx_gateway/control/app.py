@@ -13,7 +13,7 @@ from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
 from hx_gateway.control.proxies import Proxies
-from hx_gateway.control.routes import docs, endpoints, feedback, forward, health, keys, logs, metrics, models, rag, routing, usage
+from hx_gateway.control.routes import docs, endpoints, feedback, forward, health, history, keys, logs, metrics, models, rag, routing, usage
 from hx_gateway.control.siblings import Siblings
 
 _ABOUT = "One OpenAI-compatible door to a private fleet of model servers."
@@ -61,6 +61,7 @@ def create_app(gateway: Gateway) -> ControlApp:
     app.include_router(health.router(config.monitoring.health_check_endpoint))
     app.include_router(logs.router())
     app.include_router(metrics.router(config.monitoring.metrics_endpoint, gateway, app.version))
+    app.include_router(history.router())
     app.include_router(docs.router())
     app.include_router(models.router())
     app.include_router(routing.router())

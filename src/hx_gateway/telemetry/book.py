@@ -52,13 +52,13 @@ class Book:
         number: Which page is ours.
     """
 
-    __slots__ = ("_bytes", "_doubles", "_known", "_longs", "_places", "_read", "_start", "full", "lock", "memory", "number")
+    __slots__ = ("_bytes", "_doubles", "_known", "_longs", "_places", "_read", "_reading", "_start", "full", "memory", "number")
 
     def __init__(self, memory: mmap.mmap | None = None, number: int = 0) -> None:
         self.memory = memory if memory is not None else shared_pages(1)
         self.number = number
         self.full = False
-        self.lock = threading.Lock()  # of who reads pages
+        self._reading = threading.Lock()  # reports are made in threads, beside the event loop
         self._bytes = memoryview(self.memory)
         self._doubles = self._bytes.cast("d")
         self._longs = self._bytes.cast("Q")
@@ -110,14 +110,15 @@ class Book:
     def page(self, number: int) -> list[Entry]:
         """What a worker has counted, in the order it began to."""
         start, entries = number * PAGE, self._read[number]
-        at, end = self._places[number] or _HEAD, self._longs[start >> 3]
-        while at < end:
-            length, width = _LENGTHS.unpack_from(self._bytes, start + at)
-            name, *labels = bytes(self._bytes[start + at + 8 : start + at + 8 + length]).decode().split("\0")
-            first = (start + at + 8 + ((length + 7) & -8)) >> 3
-            entries.append(Entry(name, tuple(labels), self._doubles[first : first + width]))
-            at = (first + width << 3) - start
-        self._places[number] = at
+        with self._reading:
+            at, end = self._places[number] or _HEAD, self._longs[start >> 3]
+            while at < end:
+                length, width = _LENGTHS.unpack_from(self._bytes, start + at)
+                name, *labels = bytes(self._bytes[start + at + 8 : start + at + 8 + length]).decode().split("\0")
+                first = (start + at + 8 + ((length + 7) & -8)) >> 3
+                entries.append(Entry(name, tuple(labels), self._doubles[first : first + width]))
+                at = (first + width << 3) - start
+            self._places[number] = at
         return entries
 
     def pages(self) -> Iterator[tuple[list[Entry], float]]:

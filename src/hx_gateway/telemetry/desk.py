@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from hx_gateway.config.schema import MonitoringSettings
 from hx_gateway.core.clock import Clock
 from hx_gateway.telemetry.book import Book
+from hx_gateway.telemetry.history import Recorder
 from hx_gateway.telemetry.lines import Lines
 from hx_gateway.telemetry.logs import set_level
 from hx_gateway.telemetry.metrics import Metrics
@@ -47,6 +48,7 @@ class Desk:
             self._trace(settings.otlp_endpoint, settings.trace_ratio, service)
         self._word = 0.0
         self._reporter = Reporter(self.book)
+        self._history = Recorder(self.book)
         self._next_s = 0.0
 
     def adopt(self, before: MonitoringSettings, after: MonitoringSettings) -> None:
@@ -104,6 +106,7 @@ class Desk:
         if now_s >= self._next_s:
             self._next_s = now_s + _EVERY_S
             self._reporter.report(observed)
+            self._history.tick(time.time(), observed)
             word = self.book.word
             if word and word != self._word:
                 self._word = word

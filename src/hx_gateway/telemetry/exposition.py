@@ -11,6 +11,7 @@ from hx_gateway.core.errors import CATALOGUE
 from hx_gateway.telemetry import metrics as numbers
 from hx_gateway.telemetry.book import Book
 from hx_gateway.telemetry.families import FAMILIES, TOKENS, Family
+from hx_gateway.telemetry.history import NAME
 from hx_gateway.telemetry.reporting import Sample, kept, terms
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ class Report:
         """The report and its content type: OpenMetrics where ``accept`` asks for it, else Prometheus' text format. In any thread."""
         book = self._observed.telemetry.book
         exemplary = "application/openmetrics-text" in accept
-        with book.lock:
-            text = "".join(_families(_Sums(book, told), exemplary))
+        text = "".join(_families(_Sums(book, told), exemplary))
         return text.encode(), OPENMETRICS if exemplary else PLAIN
 
     async def served(self, accept: str) -> tuple[bytes, str]:
@@ -112,6 +112,8 @@ class _Sums:
                 if name in FAMILIES and FAMILIES[name].kind in ("sum", "max", "min"):
                     if beat_s and cells[1] == beat_s:
                         self._gauge(name, labels, cells[0])
+                    continue
+                if name.startswith(NAME):
                     continue
                 if name == "exemplar":
                     self._exemplar(labels, cells.tobytes())

@@ -1,0 +1,176 @@
+"""The last hour in steps of ten seconds: each worker writes what it counted into its page of the book, and any of them shows the sum."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from hx_gateway.telemetry.book import Book, Cells
+from hx_gateway.telemetry.families import SECONDS
+from hx_gateway.telemetry.metrics import COMPLETION, COUNT, FIRST, PACE, PROMPT
+
+if TYPE_CHECKING:
+    from hx_gateway.telemetry.exposition import Observed
+
+EVERY_S = 10
+"""Seconds of a step."""
+STEPS = 360
+"""Steps that are kept."""
+NAME = "history"
+"""With which its series in the book begin: one of all requests (``history_all``), and one of each endpoint."""
+_RING = STEPS + 1  # the one that is being written is not read
+_MOST_ENDPOINTS = 32  # of which each worker keeps a history; 17 kB each
+# Numbers of a step. The first says which it is; that of all requests goes on with the buckets of response times and of times to the first token.
+_STEP, _IN_FLIGHT, _REQUESTS, _ERRORS, _READ, _WRITTEN, _TIMES = range(7)
+_WIDTH = _TIMES + PACE
+
+
+class Recorder:
+    """Writes the history of one worker.
+
+    Args:
+        book: The worker's.
+    """
+
+    __slots__ = ("_before", "_book", "_rings", "_step")
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+        self._step = 0
+        self._before: dict[str, list[float]] = {}
+        self._rings: dict[str, Cells] = {}
+
+    def tick(self, wall_s: float, observed: Observed) -> None:
+        """Write down what was counted since the last step, if another has begun.
+
+        Args:
+            wall_s: Unix time.
+            observed: For what is under way.
+        """
+        step, last = int(wall_s) // EVERY_S, self._step
+        if step == last:
+            return
+        before, now = self._before, _counted(self._book)
+        self._before, self._step = now, step
+        if not last:
+            return
+        under_way = {name: endpoint.in_flight for name, endpoint in observed.registry.endpoints.items()}
+        for name, in_flight in {"": observed.proxy.in_flight, **under_way}.items():
+            ring = self._ring(name)
+            if ring is not None:
+                width = len(ring) // _RING
+                sums = now.get(name, [0.0] * width)
+                grown = array("d", (after - then for after, then in zip(sums, before.get(name, [0.0] * width), strict=True)))
+                grown[_IN_FLIGHT] = in_flight
+                at = last % _RING * width
+                ring[at + 1 : at + width] = grown[1:]
+                ring[at] = last
+
+    def _ring(self, name: str) -> Cells | None:
+        ring = self._rings.get(name)
+        if ring is None:
+            if not name:
+                ring = self._book.cells(f"{NAME}_all", (), _RING * _WIDTH)
+            elif len(self._rings) <= _MOST_ENDPOINTS and not self._book.full:
+                ring = self._book.cells(NAME, (name,), _RING * _TIMES)
+            else:
+                return None
+            self._rings[name] = ring
+        return ring
+
+
+def _counted(book: Book) -> dict[str, list[float]]:
+    """What this worker has counted since its page began, by endpoint; of all requests under the empty name."""
+    every = [0.0] * _WIDTH
+    found = {"": every}
+    for name, labels, cells in book.page(book.number):
+        if name == "requests":
+            engine = labels[6] == "engine"
+            for sums in (every, found.setdefault(labels[3], [0.0] * _TIMES)) if labels[3] else (every,):
+                sums[_REQUESTS] += cells[COUNT]
+                sums[_ERRORS] += cells[COUNT] if labels[5] else 0.0
+                sums[_READ] += cells[PROMPT] if engine else 0.0
+                sums[_WRITTEN] += cells[COMPLETION] if engine else 0.0
+        elif name == "times":
+            for number, value in enumerate(cells[:PACE], _TIMES):
+                every[number] += value
+    return found
+
+
+def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
+    """What all workers have written of the latest steps that are over. In any thread.
+
+    Args:
+        book: Of any worker.
+        wall_s: Unix time.
+        steps: How many at most.
+
+    Returns:
+        ``times`` (ends of the steps, in Unix seconds, evenly spaced), ``all`` and ``endpoints`` by name: lists by the name of a
+        figure, one value a time, None where no worker was there or no request came to an end.
+    """
+    last = int(wall_s) // EVERY_S - 1
+    wanted = range(last - min(steps, STEPS) + 1, last + 1)
+    found: dict[str, dict[int, list[float]]] = {"": {}}
+    for entries, _ in book.pages():
+        for name, labels, ring in entries:
+            if name.startswith(NAME):
+                known, width = found.setdefault("".join(labels), {}), len(ring) // _RING
+                for step in wanted:
+                    at = step % _RING * width
+                    if ring[at] == step:
+                        values = list(ring[at : at + width])
+                        before = known.get(step)
+                        known[step] = values if before is None else [one + other for one, other in zip(before, values, strict=True)]
+    every = found.pop("")
+    shown = range(min(every, default=last + 1), last + 1)
+    return {
+        "times": [(step + 1) * EVERY_S for step in shown],
+        "all": {**_rates(every, shown), **_waits(every, shown)},
+        "endpoints": {name: _rates(known, shown) for name, known in found.items()},
+    }
+
+
+def _rates(known: dict[int, list[float]], shown: range) -> dict[str, list[float | None]]:
+    def of(number: int, over: int = EVERY_S) -> list[float | None]:
+        return [round(known[step][number] / over, 3) if step in known else None for step in shown]
+
+    return {
+        "requests_per_s": of(_REQUESTS),
+        "errors_per_s": of(_ERRORS),
+        "prompt_tokens_per_s": of(_READ),
+        "completion_tokens_per_s": of(_WRITTEN),
+        "in_flight": of(_IN_FLIGHT, 1),
+    }
+
+
+def _waits(known: dict[int, list[float]], shown: range) -> dict[str, list[float | None]]:
+    def of(start: int, end: int, share: float) -> list[float | None]:
+        return [quantile(known[step][_TIMES + start : _TIMES + end - 1], share) if step in known else None for step in shown]
+
+    return {
+        "response_p50_s": of(0, FIRST, 0.5),
+        "response_p95_s": of(0, FIRST, 0.95),
+        "first_token_p50_s": of(FIRST, PACE, 0.5),
+        "first_token_p95_s": of(FIRST, PACE, 0.95),
+    }
+
+
+def quantile(counts: Sequence[float], share: float) -> float | None:
+    """A quantile of a histogram over `SECONDS`, as Prometheus' ``histogram_quantile`` estimates it; None of nothing.
+
+    Args:
+        counts: Of each bucket, and last of what is above the last bound.
+        share: From 0 to 1.
+    """
+    left = share * sum(counts)
+    if not left:
+        return None
+    lower = 0.0
+    for bound, count in zip(SECONDS, counts, strict=False):
+        if count >= left:
+            return round(lower + (bound - lower) * left / count, 4)
+        left -= count
+        lower = bound
+    return lower
