@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from tests.browser.conftest import DESKTOP, PHONE, SHOTS, Fleet, playwright, serve, shoot
+from tests.support.gateway import KEY
 
 expect = playwright.expect
 SLOW_MS = 20_000
@@ -72,6 +74,38 @@ def test_the_theme_can_be_switched_and_is_remembered(open_page: Callable[..., An
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
     page.goto("/ui/routing")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_page_that_is_opened_later_shows_what_was_before(
+    fleet: Fleet, open_page: Callable[..., Any], judge: Callable[[Any], None]
+) -> None:
+    for _ in range(40):
+        assert fleet.ask("phi3").status_code == 200
+
+    def written() -> float:
+        answer = httpx.get(f"{fleet.gateway.url}/admin/history", headers={"authorization": f"Bearer {KEY}"}, timeout=30)
+        return sum(value or 0 for value in answer.json()["endpoints"].get("llm-02", {}).get("completion_tokens_per_s", ()))
+
+    give_up_s = time.monotonic() + 60
+    while not written():  # until the step of ten seconds is over
+        assert time.monotonic() < give_up_s
+        time.sleep(0.2)
+    opened = time.strftime("%H:%M:%S", time.gmtime())
+    page = open_page(viewport={"width": 1280, "height": 1400})
+    for plot, series in (("tokens", "llm-02"), ("requests", "llm-02"), ("waits", "p95"), ("load", "under way")):
+        expect(page.locator(f"#plot-{plot} canvas")).to_be_visible(timeout=SLOW_MS)
+        expect(page.locator(f"#plot-{plot} .u-legend")).to_contain_text(series)
+    over = page.locator("#plot-tokens .u-over").bounding_box()
+    legend = page.locator("#plot-tokens .u-legend .u-value")
+    shown = {}
+    for part in range(100):
+        page.mouse.move(over["x"] + over["width"] * part / 100, over["y"] + 40)
+        at, *values = legend.all_inner_texts()
+        shown[at] = values[1]
+    before = [value for at, value in shown.items() if at != "–" and at <= opened and value not in ("–", "0 tokens/s")]
+    assert before, f"opened at {opened}: {shown}"
+    judge(page)
+    shoot(page, "fleet-history", full=True)
 
 
 def test_a_killed_server_turns_red_and_its_traffic_moves(fleet: Fleet, open_page: Callable[..., Any], judge: Callable[[Any], None]) -> None:

@@ -18,7 +18,12 @@ from hx_gateway.control.routes.endpoints import drain
 from hx_gateway.telemetry.history import course
 
 _LINES = {
-    "waits": {"p50": "response_p50_s", "p95": "response_p95_s", "first token p50": "first_token_p50_s", "first token p95": "first_token_p95_s"},
+    "waits": {
+        "p50": "response_p50_s",
+        "p95": "response_p95_s",
+        "first token p50": "first_token_p50_s",
+        "first token p95": "first_token_p95_s",
+    },
     "load": {"under way": "in_flight", "failed/s": "errors_per_s"},
 }
 """Plots of all requests: their lines by title, each a figure of the history."""
