@@ -31,10 +31,13 @@ load_balancer: {{health_check_interval: 3600}}
 
 
 @contextmanager
-def running(state: Path, database: str = "", workers: int = 1, **environment: str) -> Iterator[GatewayProcess]:
+def running(state: Path, database: str = "", workers: int = 1, cold: bool = False, **environment: str) -> Iterator[GatewayProcess]:
     """A gateway with a state directory of its own."""
     given = {"XDG_STATE_HOME": str(state), **({"DATABASE_URL": database} if database else {}), **environment}
-    with scripted("openai", models=("tiny:1b",)) as backend, GatewayProcess(CONFIG.format(url=backend.url), given, workers) as gateway:
+    with (
+        scripted("openai", models=("tiny:1b",)) as backend,
+        GatewayProcess(CONFIG.format(url=backend.url), given, workers, cold=cold) as gateway,
+    ):
         yield gateway
 
 
@@ -127,7 +130,7 @@ def test_it_is_ended_when_it_does_not_hear(tmp_path: Path) -> None:
 
 
 def test_another_takes_over_a_shared_state_directory(tmp_path: Path) -> None:
-    with running(tmp_path) as second, running(tmp_path) as first:
+    with running(tmp_path, cold=True) as second, running(tmp_path, cold=True) as first:
         wait_until(lambda: housekeeper(tmp_path) > 0, 30)
         keeper = housekeeper(tmp_path)
         first_is = f"--port {first.port}" in " ".join(psutil.Process(keeper).cmdline())

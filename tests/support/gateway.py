@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import signal
 import socket
 import ssl
@@ -14,14 +15,20 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.warm import Forked, warm
+
 KEY = "test-key-of-the-suite"
 """The master key in the configurations of tests."""
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody has now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A TCP port on 127.0.0.1 that nobody has now, and that no connection made meanwhile is given."""
+    while True:
+        try:
+            with socket.create_server(("127.0.0.1", random.SystemRandom().randrange(12000, 29000))) as listener:
+                return int(listener.getsockname()[1])
+        except OSError:
+            pass  # somebody's
 
 
 class GatewayProcess:
@@ -33,9 +40,18 @@ class GatewayProcess:
         workers: Processes that share the port.
         key: Value of ``MASTER_KEY``; empty for none.
         verify: PEM file of the authority of its certificate, where it speaks TLS.
+        cold: Whether it needs an interpreter of its own, because its memory or its command line is looked at.
     """
 
-    def __init__(self, config: str, environment: dict[str, str] | None = None, workers: int = 1, key: str = KEY, verify: str = "") -> None:
+    def __init__(
+        self,
+        config: str,
+        environment: dict[str, str] | None = None,
+        workers: int = 1,
+        key: str = KEY,
+        verify: str = "",
+        cold: bool = False,
+    ) -> None:
         self.port = free_port()
         self.key = key
         self.url = f"{'https' if verify else 'http'}://127.0.0.1:{self.port}"
@@ -51,7 +67,8 @@ class GatewayProcess:
         self._command = [sys.executable, "-m", "hx_gateway", "serve", str(self.path), "--host", "127.0.0.1", "--port", str(self.port)]
         if workers > 1:
             self._command += ["--workers", str(workers)]
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
+        self._cold = cold
 
     @property
     def pid(self) -> int:
@@ -66,8 +83,11 @@ class GatewayProcess:
 
     def start(self, within_s: float = 60.0) -> GatewayProcess:
         """Start it and wait until ``/readyz`` says so."""
-        with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, cwd=self._folder.name)
+        if not self._cold and warm().can(self._command, self._environment):
+            self.process = warm().start(self._command, self._environment, self._folder.name, self.log_path)
+        else:
+            with self.log_path.open("wb") as log:
+                self.process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log, cwd=self._folder.name)
         give_up_s = time.monotonic() + within_s
         while time.monotonic() < give_up_s:
             if self.process.poll() is not None:
@@ -93,6 +113,8 @@ class GatewayProcess:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(number)
+        else:
+            print(f"the gateway had ended with status {self.process.returncode}:\n{self.log}")  # shown where the test fails
         try:
             return self.process.wait(within_s)
         except subprocess.TimeoutExpired:
