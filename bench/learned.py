@@ -22,14 +22,20 @@ from hx_gateway.routing.learned.model import Scorer
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
 
-ROUNDS, CHOICES = 5, 1000  # the fastest round counts: the others were disturbed
-WORDS = [f"{first}{second}" for first in ("con", "pro", "in", "re", "sub") for second in ("tract", "fer", "ject", "duce", "vert", "sist")]
+ROUNDS, CHOICES = 40, 200  # the fastest round counts: the others were disturbed
+LONG = [f"{first}{second}" for first in ("con", "pro", "in", "re", "sub") for second in ("tract", "fer", "ject", "duce", "vert", "sist")]
 
 
-def exchange_of(words: int = 260) -> Exchange:
-    """A chat request of about 2 kB."""
+SHORT = "the of a is in to and which that for by are it with as not on was from at or an be this can who one if".split()
+
+
+def exchange_of(words: int = 330) -> Exchange:
+    """A chat request of about 2 kB, with as many words, signs and pairs as an English text has."""
     chance = random.Random(1)
-    text = " ".join(chance.choice(WORDS) + chance.choice(("s", "ed", "ing", "or", "ion")) for _ in range(words))
+    text = ""
+    for _ in range(words):
+        long = chance.choice(LONG) + chance.choice(("s", "ed", "ing", "or", "ion"))
+        text += (chance.choice(SHORT) if chance.random() < 0.6 else long) + chance.choice((" ",) * 8 + (", ", ".\n"))
     body = json.dumps({"model": "g", "messages": [{"role": "user", "content": text}]}).encode()
     exchange = Exchange("0" * 26, CHAT, b"POST", b"/", {}, [], body, NOBODY, 0.0)
     exchange.facts = look(CHAT, body)

@@ -156,7 +156,10 @@ def test_the_last_question_is_read_however_it_is_written() -> None:
 def test_a_record_tells_what_was_decided_and_no_text() -> None:
     learned = taught(LearnedSettings(quality=0.8, explore=0.0))
     learned.take(learned.champion, taught(LearnedSettings(quality=0.8)).champion)
-    choice = learned.choose(HARD, (0.0, 1.0))
+    choices = [learned.choose(HARD, (0.0, 1.0)) for _ in range(8)]
+    assert [bool(one.shadow[0]) for one in choices] == [False, False, False, True] * 2  # a challenger is asked now and then
+    assert learned.choose(HARD, (0.0, 1.0), lasting=False).shadow[0] == "strong"
+    choice = choices[-1]
     detail, features = unpacked(msgspec.msgpack.decode(msgspec.msgpack.encode(choice.record())))
     assert (set(features.words), features.shape) == (set(HARD.words), HARD.shape)
     assert detail["rule"] == QUALITY and detail["shadow"] == "strong" and detail["expected"].keys() == set(MODELS)

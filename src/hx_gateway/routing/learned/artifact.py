@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2  # 2: pairs of words are hashed otherwise
 _MAGIC = "hx-gateway-router"
 _MOST_BYTES = 256 * 1024 * 1024  # of a file that is read at all
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHARE, QUALITY, TERM, ORDER, EXPLORE = "share", "quality", "term", "order", "explore"
 """What decided: a share of calls for the strong model, the cheapest that is good enough, a term of the policy, the stated order
 because of a doubt, or a draw so that every model goes on being judged."""
+_ASKED_ONE_IN = 4  # the challenger's wish is for comparison only: a trial goes by judged answers, which the housekeeper has it foretell
 _SHORT = 12  # digits of a version that are enough to tell artifacts apart
 
 
@@ -32,7 +33,7 @@ class Choice:
         features: Of the prompt.
         version: Of the scorer; empty for one that was not trained.
         seconds: What a surely good answer is worth over a surely bad one.
-        shadow: What the challenger would have taken, and its version; both empty where there is none.
+        shadow: What the challenger would have taken, and its version; both empty where there is none, and where it was not asked.
     """
 
     __slots__ = ("features", "group", "models", "order", "prediction", "rule", "seconds", "shadow", "version")
@@ -96,7 +97,7 @@ def unpacked(record: Sequence[Any]) -> tuple[dict[str, Any], Features]:
 class Learned:
     """Chooses a model of one group for each prompt.
 
-    The scorers come from elsewhere (`take`): the champion decides, the challenger is only asked what it would have done.
+    The scorers come from elsewhere (`take`): the champion decides, the challenger is asked in some requests what it would have done.
 
     Args:
         group: The group's name.
@@ -113,6 +114,7 @@ class Learned:
         self.challenger: Scorer | None = None
         self.counts: dict[tuple[str, str], int] = {}  # decisions by model and rule; a term's model is not known here
         self._chance = chance
+        self._since = 0  # choices since the challenger was asked
         self._share = ShareThreshold(settings.strong_share or 0.0)
         self._shadow_share = ShareThreshold(settings.strong_share or 0.0)
 
@@ -142,11 +144,12 @@ class Learned:
         rule, order, prediction = _judged(self.champion, features, models, settings, costs, self._share, lasting)
         challenger = self.challenger
         shadow = ("", "")
-        if challenger is not None:
+        if challenger is not None and (not lasting or self._since >= _ASKED_ONE_IN - 1):
             _, wanted, other = _judged(challenger, features, models, settings, costs, self._shadow_share, lasting)
             first = wanted[0] if wanted else models[max(range(len(models)), key=other.probabilities.__getitem__)]
             shadow = (first, challenger.version[:_SHORT])
         if lasting:
+            self._since = (self._since + 1) % _ASKED_ONE_IN
             if settings.explore and self._chance() < settings.explore:
                 drawn = models[int(self._chance() * len(models))]
                 rule, order = EXPLORE, (drawn, *(model for model in models if model != drawn))

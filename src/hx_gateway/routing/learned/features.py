@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
+import struct
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from math import log2
 from zlib import crc32
 
 BITS = 18
 _MASK = (1 << BITS) - 1
-HEAD_CHARS, TAIL_CHARS = 1536, 512  # of a long prompt: its beginning and its end, so that the cost is bounded
+HEAD_CHARS, TAIL_CHARS = 1024, 512  # of a long prompt: its beginning and its end, so that the cost is bounded
+_LANES = int.from_bytes(
+    _MASK.to_bytes(4, "little") * 2 * (HEAD_CHARS + TAIL_CHARS + 1), "little"
+)  # 32 bits a word; a character has two at most
+_PAIR = 7477  # odd, so that a pair's hash differs by its first word; times a hash it stays within its lane
 _OTHER = re.compile(r"[^\W\d_\u2e80-\uffff]+|\d+|[^\s]")  # scripts without spaces character by character: pairs are their words
 _SMALL = bytes(range(128)).lower() + bytes(128)
 _APART = [(bytes([sign]), b" %c " % sign) for sign in range(33, 127) if not chr(sign).isalnum()]
 _DIGITS, _CAPITALS = b"0123456789", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NO_SIGNS = _DIGITS + _CAPITALS + b"abcdefghijklmnopqrstuvwxyz \t\r\n"
-_CODE = ("```", "def ", ";\n", "{\n", "</")
+_CODE = (("`", "```"), ("d", "def "), (";", ";\n"), ("{", "{\n"), ("<", "</"))  # one sign is looked for 20 times faster than two
 
 SHAPES = (
     "length", "word length", "lines", "shortest line", "digits", "signs", "capitals", "formula", "code", "question", "blank", "exception",
@@ -89,20 +95,23 @@ def extract(text: str, turns: int = 1, tools: int = 0) -> Features:
         tools: Tools the request offers.
     """
     text = _bounded(text)
-    words = _tokens(text)
-    hashes = list(map(crc32, words))
-    found = set(hashes)
-    found.update(map(crc32, words[1:], hashes))
-    mask = _MASK  # a local name is found faster, some 500 times
-    return Features(tuple({number & mask for number in found}), _shape(text, turns, tools))
+    return Features(tuple(set(_hashes(_tokens(text)))), _shape(text, turns, tools))
+
+
+def _hashes(words: list[bytes]) -> tuple[int, ...]:
+    """The hash of each word, then of each pair of neighbours: all pairs are reckoned at once, as lanes of one long integer."""
+    size = 4 * len(words)
+    lanes = int.from_bytes(struct.pack(f"<{len(words)}I", *map(crc32, words)), "little") & _LANES
+    pairs = (lanes * _PAIR + (lanes >> 32)) & _LANES
+    return struct.unpack(f"<{max(0, size // 2 - 1)}I", lanes.to_bytes(size, "little") + pairs.to_bytes(size, "little")[: max(0, size - 4)])
 
 
 def named(text: str) -> dict[int, str]:
     """The words and pairs of a prompt by their hash: what a hash means, for explanations."""
     words = _tokens(_bounded(text))
-    pairs = zip(words[1:], words, strict=False)
-    found = {crc32(second, crc32(first)) & _MASK: f"{first.decode()} {second.decode()}" for second, first in pairs}
-    return found | {crc32(word) & _MASK: word.decode() for word in words}
+    names = [word.decode() for word in words]
+    names += [f"{first} {second}" for first, second in pairwise(names)]
+    return dict(zip(reversed(_hashes(words)), reversed(names), strict=True))  # where two share a hash the word stands, not the pair
 
 
 def shape_name(position: int) -> str:
@@ -133,6 +142,7 @@ def _shape(text: str, turns: int, tools: int) -> tuple[int, ...]:
     length, size = len(text), len(plain)
     lines = text.split("\n")
     blanks = text.count(" ") + len(lines)
+    code = [sign in text and mark in text for sign, mark in _CODE]
     steps: Iterable[int] = (
         _steps(length),
         min(STEPS - 1, 2 * length // blanks),
@@ -142,9 +152,9 @@ def _shape(text: str, turns: int, tools: int) -> tuple[int, ...]:
         _steps(len(plain.translate(None, _NO_SIGNS))),
         _steps(size - len(plain.translate(None, _CAPITALS))),
         ("$" in text) + 2 * ("\\" in text) + 4 * ("^" in text),
-        sum([mark in text for mark in _CODE]),
+        sum(code),
         ("?" in text) + (text.rstrip().endswith("?")),
-        "__" in text,
+        "_" in text and "__" in text,
         (" not " in text) + 2 * (" NOT " in text) + 4 * (" except" in text),
         _steps(size - length),
         _steps(max(0, turns - 1)),

@@ -11,13 +11,18 @@ from hx_gateway.routing.learned.features import BITS, HEAD_CHARS, SHAPES, STEPS,
 
 def test_hashes_are_the_same_in_every_process_and_release() -> None:
     # Artifacts and logs rest on them: whoever changes this raises the format of artifacts.
-    assert sorted(extract("Ask, ask 2 Owls?").words) == [18428, 33110, 49840, 113384, 114189, 164718, 191200, 213681, 227999, 261224]
+    assert sorted(extract("Ask, ask 2 Owls?").words) == [33742, 49840, 114189, 164718, 191200, 201826, 213681, 235174, 237141, 245357]
 
 
 def test_words_signs_and_pairs_are_named() -> None:
     names = named("Is 2x a limit?")
     assert set(names.values()) == {"is", "2x", "a", "limit", "?", "is 2x", "2x a", "a limit", "limit ?"}
     assert set(names) == set(extract("Is 2x a limit?").words)
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 0), ("one", 1), ("one two", 3), ("one two one", 4), ("\u0130" * 5000, 4)])
+def test_every_pair_has_a_hash_of_its_own(text: str, count: int) -> None:
+    assert len(extract(text).words) == len(set(named(text))) == len(set(named(text).values())) == count
 
 
 def test_scripts_without_spaces_have_pairs_of_characters() -> None:

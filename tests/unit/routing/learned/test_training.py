@@ -122,7 +122,7 @@ def test_what_is_damaged_is_refused(file: Path, tmp_path: Path) -> None:
         (whole[:-1], "damaged"),
         (whole[:-50] + b"x" + whole[-49:], "damaged"),
         (whole.replace(b'"prompts": 600', b'"prompts": 601'), "damaged"),
-        (whole.replace(b'"format": 1', b'"format": 9'), "format 9"),
+        (whole.replace(f'"format": {artifact.FORMAT}'.encode(), b'"format": 9'), "format 9"),
         (b"", "no router artifact"),
         (b"[" * 100_000, "no router artifact"),
         (b"null\n", "no router artifact"),
