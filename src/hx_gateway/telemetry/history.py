@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hx_gateway.telemetry.book import Book, Cells
+from hx_gateway.telemetry.book import Book, Cells, Entry
 from hx_gateway.telemetry.families import SECONDS
 from hx_gateway.telemetry.metrics import COMPLETION, COUNT, FIRST, PACE, PROMPT
 
@@ -19,6 +19,8 @@ STEPS = 360
 """Steps that are kept."""
 NAME = "history"
 """With which its series in the book begin: one of all requests (``history_all``), and one of each endpoint."""
+SETTLED_S = 2
+"""Seconds after which every worker has written a step that is over."""
 _RING = STEPS + 1  # the one that is being written is not read
 _MOST_ENDPOINTS = 32  # of which each worker keeps a history; 17 kB each
 # Numbers of a step. The first says which it is; that of all requests goes on with the buckets of response times and of times to the first token.
@@ -33,13 +35,15 @@ class Recorder:
         book: The worker's.
     """
 
-    __slots__ = ("_before", "_book", "_rings", "_step")
+    __slots__ = ("_before", "_book", "_mine", "_rings", "_seen", "_step")
 
     def __init__(self, book: Book) -> None:
         self._book = book
         self._step = 0
         self._before: dict[str, list[float]] = {}
         self._rings: dict[str, Cells] = {}
+        self._mine: list[Entry] = []
+        self._seen = 0  # of the series of our page
 
     def tick(self, wall_s: float, observed: Observed) -> None:
         """Write down what was counted since the last step, if another has begun.
@@ -51,7 +55,10 @@ class Recorder:
         step, last = int(wall_s) // EVERY_S, self._step
         if step == last:
             return
-        before, now = self._before, _counted(self._book)
+        entries = self._book.page(self._book.number)
+        self._mine += [entry for entry in entries[self._seen :] if entry.name in ("requests", "times")]
+        self._seen = len(entries)
+        before, now = self._before, _counted(self._mine)
         self._before, self._step = now, step
         if not last:
             return
@@ -80,11 +87,11 @@ class Recorder:
         return ring
 
 
-def _counted(book: Book) -> dict[str, list[float]]:
-    """What this worker has counted since its page began, by endpoint; of all requests under the empty name."""
+def _counted(entries: Iterable[Entry]) -> dict[str, list[float]]:
+    """What a worker has counted since its page began, by endpoint; of all requests under the empty name."""
     every = [0.0] * _WIDTH
     found = {"": every}
-    for name, labels, cells in book.page(book.number):
+    for name, labels, cells in entries:
         if name == "requests":
             engine = labels[6] == "engine"
             for sums in (every, found.setdefault(labels[3], [0.0] * _TIMES)) if labels[3] else (every,):
@@ -92,14 +99,14 @@ def _counted(book: Book) -> dict[str, list[float]]:
                 sums[_ERRORS] += cells[COUNT] if labels[5] else 0.0
                 sums[_READ] += cells[PROMPT] if engine else 0.0
                 sums[_WRITTEN] += cells[COMPLETION] if engine else 0.0
-        elif name == "times":
+        else:
             for number, value in enumerate(cells[:PACE], _TIMES):
                 every[number] += value
     return found
 
 
 def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
-    """What all workers have written of the latest steps that are over. In any thread.
+    """What all workers have written of the latest steps that are over; takes a while with many of them, so rather in a thread.
 
     Args:
         book: Of any worker.
@@ -110,7 +117,7 @@ def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
         ``times`` (ends of the steps, in Unix seconds, evenly spaced), ``all`` and ``endpoints`` by name: lists by the name of a
         figure, one value a time, None where no worker was there or no request came to an end.
     """
-    last = int(wall_s) // EVERY_S - 1
+    last = int(wall_s - SETTLED_S) // EVERY_S - 1
     wanted = range(last - min(steps, STEPS) + 1, last + 1)
     found: dict[str, dict[int, list[float]]] = {"": {}}
     for entries, _ in book.pages():

@@ -15,10 +15,16 @@ from hx_gateway.fleet.registry import Registry
 from hx_gateway.telemetry.book import Book, shared_pages
 from hx_gateway.telemetry.exposition import Report
 from hx_gateway.telemetry.families import SECONDS
-from hx_gateway.telemetry.history import EVERY_S, STEPS, Recorder, course, quantile
+from hx_gateway.telemetry.history import EVERY_S, SETTLED_S, STEPS, Recorder, quantile
+from hx_gateway.telemetry.history import course as settled
 from hx_gateway.telemetry.metrics import Metrics
 
 START_S = 1_700_000_000
+
+
+def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
+    """As soon as every worker has written the step that ended at ``wall_s``."""
+    return settled(book, wall_s + SETTLED_S, steps)
 
 
 class Worker:

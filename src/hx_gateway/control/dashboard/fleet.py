@@ -15,7 +15,7 @@ from hx_gateway.control.dashboard.frame import Session, SignedIn, go, part, rend
 from hx_gateway.control.dependencies import GatewayOf, gateway_of, siblings_of
 from hx_gateway.control.fleet import together
 from hx_gateway.control.routes.endpoints import drain
-from hx_gateway.telemetry.history import course
+from hx_gateway.telemetry.history import EVERY_S, SETTLED_S, course
 
 _LINES = {
     "waits": {
@@ -51,11 +51,12 @@ def router() -> APIRouter:
         async def look() -> dict[str, Any]:
             nonlocal ended_s
             shown = await _parts(request, session, rates)
-            latest = course(gateway_of(request).telemetry.book, gateway_of(request).clock.wall(), 1)
-            if shown["data"] and latest["times"] and latest["times"][0] != ended_s:
-                ended_s = latest["times"][0]
-                lines = {plot: {title: latest["all"][figure][0] for title, figure in _LINES[plot].items()} for plot in _LINES}
-                shown["data"] |= {"step": {"at": ended_s, **lines}}
+            book, now_s = gateway_of(request).telemetry.book, gateway_of(request).clock.wall()
+            if shown["data"] and now_s >= ended_s + EVERY_S + SETTLED_S:
+                latest = await asyncio.to_thread(course, book, now_s, 1)
+                for ended_s in latest["times"]:
+                    lines = {plot: {title: latest["all"][figure][0] for title, figure in _LINES[plot].items()} for plot in _LINES}
+                    shown["data"] |= {"step": {"at": ended_s, **lines}}
             return shown
 
         return live.stream(request, session, look)
