@@ -233,7 +233,7 @@ def test_a_full_disk_costs_records_that_are_counted_and_no_answer(server: Script
     """The journal cannot grow; when it can again, everything that was not counted as lost is there."""
     assert server.backend is not None
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    gateway = GatewayProcess(CONFIG.format(url=server.backend.url))
+    gateway = GatewayProcess(CONFIG.format(url=server.backend.url), cold=True)
     resource.setrlimit(resource.RLIMIT_FSIZE, (192 << 10, hard))  # inherited: no file of it may grow beyond
     try:
         gateway.start()

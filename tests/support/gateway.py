@@ -40,7 +40,7 @@ class GatewayProcess:
         workers: Processes that share the port.
         key: Value of ``MASTER_KEY``; empty for none.
         verify: PEM file of the authority of its certificate, where it speaks TLS.
-        cold: Whether it needs an interpreter of its own, because its memory or its command line is looked at.
+        cold: Whether it needs an interpreter of its own, because of its memory, its command line or what it inherits.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class GatewayProcess:
             self._command += ["--workers", str(workers)]
         self.process: subprocess.Popen[bytes] | Forked | None = None
         self._cold = cold
+        self._workers = workers if workers > 1 and "log_level" not in config else 0
 
     @property
     def pid(self) -> int:
@@ -82,7 +83,7 @@ class GatewayProcess:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def start(self, within_s: float = 60.0) -> GatewayProcess:
-        """Start it and wait until ``/readyz`` says so."""
+        """Start it and wait until ``/readyz`` says so, and all workers serve."""
         if not self._cold and warm().can(self._command, self._environment):
             self.process = warm().start(self._command, self._environment, self._folder.name, self.log_path)
         else:
@@ -99,7 +100,8 @@ class GatewayProcess:
             )
             try:
                 connection.request("GET", "/readyz")
-                if connection.getresponse().status == 200:
+                # Each worker says so; until the last one listens, what was asked was asked of the others.
+                if connection.getresponse().status == 200 and self.log.count("listening on ") >= self._workers:
                     return self
             except (OSError, http.client.HTTPException):
                 pass
