@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import psutil
 from tests.faults.asking import chat, opened
 from tests.faults.conftest import wait_until
 from tests.integration.protocol.conftest import PLAIN
@@ -146,3 +147,33 @@ def test_answers_under_way_on_the_other_worker_go_on() -> None:
             client.leave()
         assert any(ends), "both workers' answers were lost"
         assert chat(gateway.port, "ping", "tiny").status == 200
+
+
+def test_a_worker_whose_successor_cannot_start_does_not_take_the_others_along(tmp_path: Path) -> None:
+    """As when a package is replaced under a running gateway: it is tried again until it can start."""
+    plugin = tmp_path / "hx_half_replaced.py"
+    plugin.write_text("def build(gateway):\n    return lambda exchange: None\n")
+    stages = 'pipeline: {stages: [authenticate, "hx_half_replaced:build", inspect, resolve, limits, admission]}\n'
+    paths = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    with (
+        Scripted("openai", models=("tiny:1b",)) as backend,
+        GatewayProcess(PLAIN.format(url=backend.url) + stages, {"PYTHONPATH": paths}, workers=2) as gateway,
+        Client(gateway.port) as client,
+    ):
+        client.send(request())
+        assert client.answer().content == "pong"
+        (worker,) = (
+            child.pid
+            for child in psutil.Process(gateway.pid).children()
+            if any(one.status == "ESTABLISHED" and one.laddr.port == gateway.port for one in child.net_connections())
+        )
+        whole = plugin.read_text()
+        plugin.write_text("raise OSError('half of it is there')\n")
+        other = next(child.pid for child in psutil.Process(gateway.pid).children() if child.pid != worker)
+        os.kill(other, signal.SIGKILL)
+        wait_until(lambda: gateway.log.count("another takes its place") >= 2, 30)
+        client.send(request())
+        assert client.answer().content == "pong"
+        plugin.write_text(whole)
+        wait_until(lambda: gateway.log.count("listening on") == 3, 60)
+        assert all(chat(gateway.port, model="tiny").content == "pong" for _ in range(8))

@@ -318,7 +318,7 @@ class _Workers:
             lived_s = time.monotonic() - self.born_s.pop(pid)
             if self.stopping:
                 continue
-            if code in (EXIT_CONFIG, EXIT_FAILED):  # it said why; its successor would say the same
+            if code in (EXIT_CONFIG, EXIT_FAILED) and not self.ready:  # it said why; its successor would say the same
                 self.stopping = True
                 self.status = code
                 continue
