@@ -53,7 +53,7 @@ def cost_us(name: str, deployments: tuple[Deployment, ...], blocks: Sequence[int
 def main() -> None:
     """Print a line for each."""
     random.seed(1)
-    for name in ("round_robin", "weighted", "least_busy", "power_of_two", "latency", "cost", "intelligent"):
+    for name in ("round_robin", "weighted", "least_busy", "power_of_two", "least_tokens", "latency", "cost", "intelligent"):
         print(f"{name:44} {cost_us(name, places()):5.1f} µs")
     print(f"{'intelligent, long prompt, session':44} {cost_us('intelligent', places(), BLOCKS, 7):5.1f} µs")
     print(f"{'the same, models loaded when asked for':44} {cost_us('intelligent', places(managed=True), BLOCKS, 7):5.1f} µs")

@@ -179,7 +179,9 @@ class Assembly:
         targets: dict[str, Target] = {}
         notices: list[Notice] = []
         for name, deployments in models.items():
-            targets[name] = self._target(name, "model", deployments, policy=algorithm, notices=notices)
+            given = config.models.get(name)
+            policy = given.policy if given is not None else None
+            targets[name] = self._target(name, "model", deployments, policy=policy or algorithm, notices=notices)
             expect(targets[name].deployments)
         for name, group in config.groups.items():
             members = [deployment for model in group.models for deployment in models.get(model, ())]
@@ -241,7 +243,7 @@ class Assembly:
         modes = {deployment.mode for deployment in members}
         group = b"x-hx-model-group: %b\r\n" % name.encode("ascii", "replace") if kind == "group" else b""
         head = group + b"x-hx-policy: %b\r\n" % policy.encode("ascii", "replace")
-        given = self.config.fallbacks.get(name)
+        given, filtering = self.config.fallbacks.get(name), self.config.load_balancer.tag_filtering
         return Target(
             name,
             kind,
@@ -254,6 +256,8 @@ class Assembly:
             given.context if given else meant.context if meant else (),
             excluded,
             group=name if kind == "group" else meant.group if meant is not None else "",
+            tagging=filtering if filtering != "off" and any(deployment.tags for deployment in members) else "",
+            hidden=name in self.config.gateway.hidden,
         )
 
     def _aliases(self) -> Iterable[tuple[str, str]]:

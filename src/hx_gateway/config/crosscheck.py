@@ -77,6 +77,9 @@ def _names(config: GatewayConfig) -> Iterator[Finding]:
                 yield Finding(path, f"{member} is listed twice")
         if group.learned is not None:
             yield from _learned(config, name, group)
+    for position, name in enumerate(config.gateway.hidden):
+        if name not in seen:
+            yield _unknown(config, ("gateway", "hidden", position), name, seen)
     default = config.gateway.default_model
     if default and default not in seen:
         yield _unknown(config, ("gateway", "default_model"), default, seen)
@@ -301,9 +304,10 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
     yield from _placement(config)
     yield from _stages(config)
     yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm, config.policies)
-    for name, group in config.groups.items():
-        if group.policy is not None:
-            yield from _policy(("groups", name, "policy"), group.policy, config.policies)
+    for section, entries in (("models", config.models), ("groups", config.groups)):
+        for name, entry in entries.items():
+            if entry.policy is not None:
+                yield from _policy((section, name, "policy"), entry.policy, config.policies)
     monitoring = config.monitoring
     taken = {"/healthz": "the liveness probe", "/readyz": "the readiness probe", "/models/status": "the status page"}
     for setting in ("health_check_endpoint", "metrics_endpoint"):

@@ -15,7 +15,7 @@ class PolicySettings(Settings):
 
     terms: dict[str, float] = Field(
         default={},
-        description="Terms that count, each with its weight: wait, load, prefill, decode, price, risk, first_byte, busy, quality.",
+        description="Terms that count, each with its weight: wait, load, prefill, decode, price, risk, first_byte, busy, tokens, quality.",
     )
     picker: str | None = Field(
         default=None, min_length=1, description="Instead of terms: round_robin, weighted, least_busy, power_of_two, or a plug-in's name."

@@ -91,6 +91,7 @@ class ModelSettings(Settings):
     )
     upstream_model: str | None = Field(default=None, min_length=1, description="Name its endpoints know it by; none means the same name.")
     aliases: Names = Field(default=(), description="Further names for it.")
+    policy: str | None = Field(default=None, min_length=1, description="Balancing policy; none means load_balancer.algorithm.")
     weight: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="Share of traffic relative to its siblings in a group; 0 takes none."
     )
@@ -129,7 +130,7 @@ class ModelSettings(Settings):
         default=None, description="Context length in tokens of each server started for path."
     )
     slots: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Requests each server started for path works on at once.")
-    tags: Names = Field(default=(), description="Free labels, for reports and routing.")
+    tags: Names = Field(default=(), description="Free labels; with load_balancer.tag_filtering, what requests may ask for it by.")
     defaults: dict[str, bool | int | float | str] = Field(
         default={}, description="Request fields of chats and completions, e.g. temperature, and their values where the client sends none."
     )

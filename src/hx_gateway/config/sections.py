@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from hx_gateway.config.secrets import Secret
 
-ALGORITHMS = ("round_robin", "weighted", "least_busy", "power_of_two", "latency", "cost", "intelligent")
+ALGORITHMS = ("round_robin", "weighted", "least_busy", "power_of_two", "least_tokens", "latency", "cost", "intelligent")
 """Balancing policies that are built in; any other name is a plug-in."""
 
 LATER = "later"
@@ -105,6 +105,7 @@ class GatewaySettings(Settings):
     default_upstream: Annotated[UpstreamSettings | str | None, BeforeValidator(_upstream)] = Field(
         default=None, description="Where any other /v1 path goes: an address, an entry in endpoints, or url, api_key and provider."
     )
+    hidden: Names = Field(default=(), description="Models, aliases and groups that work, but are not listed by /v1/models.")
     disable_admin_ui: Flag = Field(default=False, description="Whether the dashboard is switched off.")
 
 
@@ -122,6 +123,11 @@ class LoadBalancerSettings(Settings):
     )
     max_attempts: Annotated[int, Field(ge=1, le=16)] = Field(
         default=3, description="Most deployments tried for one request before its first byte."
+    )
+    tag_filtering: Literal["off", "any", "all"] = Field(
+        default="off",
+        description="Whether requests go only to models with any or all of the tags they ask for (X-HX-Tags, metadata.tags), "
+        "else to those tagged default.",
     )
     digest_policy: Literal["warn", "exclude"] = Field(
         default="warn",

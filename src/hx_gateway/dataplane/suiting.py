@@ -13,6 +13,8 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.facts import CANNOT
 from hx_gateway.fleet.registry import Registry, Target
+from hx_gateway.fleet.tags import tagged
+from hx_gateway.openai.tags import tags_of
 from hx_gateway.openai.wants import LEAST_BYTES_PER_TOKEN, least_tokens, wants
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ def suited(exchange: Exchange, target: Target, measured: bool = False) -> Target
     short the largest stay, since only the server can tell for certain.
     """
     needs = wants(exchange.route, exchange.facts, exchange.body, target.lacking) if target.lacking else {}
-    kept = target.deployments
-    overrun = False
+    kept, among, overrun = target.deployments, None, False
+    if target.tagging and len(left := tagged(kept, tags_of(exchange), target.tagging == "any")) < len(kept):
+        kept = among = left
     if needs:
         kept = tuple(one for one in kept if not any(ability in one.unable for ability in needs if ability != _SOFT))
     if len(exchange.body) > SHORT and kept:
@@ -45,7 +48,7 @@ def suited(exchange: Exchange, target: Target, measured: bool = False) -> Target
         kept = tuple(one for one in kept if _SOFT not in one.unable) or kept
     if len(kept) == len(target.deployments) and not overrun:
         return target
-    return target.view(kept, needs, overrun)
+    return target.view(kept, needs, overrun, among=among)
 
 
 def _roomy(exchange: Exchange, kept: tuple[Deployment, ...], measured: bool) -> tuple[tuple[Deployment, ...], bool]:
@@ -70,7 +73,7 @@ def settle(exchange: Exchange, target: Target, registry: Registry, proxy: Proxy)
     """
     found = suited(exchange, target)
     if not found.deployments and target.deployments:
-        raise _beyond(exchange, found, registry)
+        raise _untagged(exchange, target) if found.among == () else _beyond(exchange, found, registry)
     if not found.overrun:
         return found
     identity = exchange.identity
@@ -80,7 +83,7 @@ def settle(exchange: Exchange, target: Target, registry: Registry, proxy: Proxy)
             continue
         room = suited(exchange, other, measured=True)
         if not room.overrun and served(exchange, room, proxy, monotonic()):
-            return other.view(room.deployments, room.needs, False, target.name)
+            return other.view(room.deployments, room.needs, False, target.name, room.among)
     return found
 
 
@@ -88,7 +91,7 @@ def roomier(exchange: Exchange, deployment: Deployment, tried: Sequence[Deployme
     """Of the name a request goes to, those not tried that have more context than one which found the prompt too long; None for none."""
     target: Target = exchange.candidates
     kept = tuple(one for one in target.deployments if one.context_length > deployment.context_length and one not in tried)
-    return (target.whole or target).view(kept, target.needs, False, target.instead_of) if kept else None
+    return (target.whole or target).view(kept, target.needs, False, target.instead_of, target.among) if kept else None
 
 
 def served(exchange: Exchange, target: Target, proxy: Proxy, now_s: float) -> bool:
@@ -98,6 +101,14 @@ def served(exchange: Exchange, target: Target, proxy: Proxy, now_s: float) -> bo
     except Exception:  # blame: a plug-in's; the name it chooses for cannot stand in
         _log.exception("no choice could be made for %r, which might stand in for request %s", target.name, exchange.id)
         return False
+
+
+def _untagged(exchange: Exchange, target: Target) -> Failure:
+    """What to say when nothing of a name may take a request with its tags."""
+    asked = sorted(tags_of(exchange))
+    wanted = f"has {'any' if target.tagging == 'any' else 'all'} of the tags {', '.join(map(repr, asked))}" if asked else "has these tags"
+    message = f"metadata.tags: no deployment of the model {exchange.asked!r} {wanted}; ask for others here or in the header X-HX-Tags, or for none"
+    return Failure(errors.INVALID_VALUE, message, param="metadata.tags")
 
 
 def _beyond(exchange: Exchange, found: Target, registry: Registry) -> Failure:
@@ -114,7 +125,10 @@ def _beyond(exchange: Exchange, found: Target, registry: Registry) -> Failure:
     able = [
         repr(name)
         for name, target in registry.targets.items()
-        if target.kind != "alias" and (identity is None or identity.may_use(name)) and any(_can(one, needs) for one in target.deployments)
+        if target.kind != "alias"
+        and not target.hidden
+        and (identity is None or identity.may_use(name))
+        and any(_can(one, needs) for one in target.deployments)
     ]
     lacks = " and ".join(f"does not {words}" for name, words in CANNOT.items() if name in missing)
     remedies = [] if field == "model" else ["send text only" if ability == "vision" else f"leave {field} out"]

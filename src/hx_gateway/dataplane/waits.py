@@ -41,7 +41,8 @@ def renew(run: Run) -> None:
     if target is None or target is (before.whole or before):
         return
     fit = suited(exchange, target)
-    exchange.candidates = target.view(fit.deployments, fit.needs, fit.overrun, before.instead_of) if before.instead_of else fit
+    view = target.view(fit.deployments, fit.needs, fit.overrun, before.instead_of, fit.among) if before.instead_of else fit
+    exchange.candidates = view
     run.ask = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import exp
+
 _SHARE = 0.15  # of each new observation in the average
 LESSON_S = 0.02
 _FORGET_S = 1.0  # half-life of a failure: a server that is not asked again would never be forgiven otherwise
@@ -10,6 +12,7 @@ _IN_LINE_S = 0.05  # seconds: who waited longer than both together waited for a 
 _SILENT = 20.0  # times the usual time of an answer without one, and
 _SILENT_S = 30.0  # at least so many seconds: what was learned is old
 _MOSTLY = 0.5  # share of the work on a whole answer that has to be writing to learn from it
+_MINUTE_S = 60.0
 _ODD = 20.0  # an observation this many times off the average moves it by a bounded step only
 
 
@@ -23,8 +26,24 @@ class Pace:
     """
 
     __slots__ = (
-        "_reading", "_writing", "decode_rate", "failed_s", "failures", "first_byte_s", "learn_at_s", "load_s", "old_s", "output_tokens",
-        "prefill_rate", "seen", "service_s", "slots",
+        "_counted",
+        "_reading",
+        "_recent",
+        "_recent_s",
+        "_writing",
+        "decode_rate",
+        "failed_s",
+        "failures",
+        "first_byte_s",
+        "learn_at_s",
+        "load_s",
+        "old_s",
+        "output_tokens",
+        "prefill_rate",
+        "seen",
+        "service_s",
+        "slots",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, prefill_rate: float = 5000.0, decode_rate: float = 40.0, load_s: float = 8.0) -> None:
@@ -38,6 +57,8 @@ class Pace:
         self.failed_s = 0.0  # when the last one did
         self.seen = 0
         self.slots = 0.0  # requests it works on at once, about; 0.0 until one was seen to wait for a slot
+        self.tokens = 0  # of all prompts and answers so far
+        self._counted, self._recent, self._recent_s = 0, 0.0, 0.0
         self._reading = _Rate(prefill_rate)
         self._writing = _Rate(decode_rate)
         self.old_s = 0.0  # monotonic time from which what was learned is old
@@ -113,6 +134,13 @@ class Pace:
         self._reading.count = self._writing.count = self.seen = 0
         self.guess(sibling)
         self.service_s, self.first_byte_s = sibling.service_s, sibling.first_byte_s
+
+    def recent_tokens(self, now_s: float) -> float:
+        """Tokens of prompts and answers of the last minute, about: what is longer ago counts less and less."""
+        new, self._counted = self.tokens - self._counted, self.tokens
+        silent_s, self._recent_s = now_s - self._recent_s, max(now_s, self._recent_s)
+        self._recent = new + (self._recent * exp(-silent_s / _MINUTE_S) if silent_s > 0.0 else self._recent)
+        return self._recent
 
     def failed(self, now_s: float = 0.0) -> None:
         """Learn from a call that failed by the server's fault."""

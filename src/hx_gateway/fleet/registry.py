@@ -32,6 +32,9 @@ class Target:
         overrun: Whether their prompts are too long for every deployment of the whole.
         instead_of: The name it stands in for from the start; else empty.
         group: The group that it is, or is an alias of; else empty.
+        tagging: How its deployments are chosen by the tags of requests: ``any`` or ``all`` of them; empty for not at all.
+        hidden: Whether it is left out of lists of names.
+        among: Of a view: those of the whole that the tags of its requests leave; None for all.
         lacking: What some of its deployments are known to be unable to do, of `fleet.facts.CANNOT`.
     """
 
@@ -50,6 +53,9 @@ class Target:
     overrun: bool = False
     instead_of: str = ""
     group: str = ""
+    tagging: str = ""
+    hidden: bool = False
+    among: tuple[Deployment, ...] | None = None
     lacking: frozenset[str] = field(init=False)
     _views: dict[object, Target] = field(init=False, repr=False, default_factory=dict)
 
@@ -57,7 +63,14 @@ class Target:
         lacking = frozenset(ability for deployment in self.deployments for ability in deployment.unable if ability in CANNOT)
         object.__setattr__(self, "lacking", lacking)
 
-    def view(self, kept: tuple[Deployment, ...], needs: Iterable[str] = (), overrun: bool = False, instead_of: str = "") -> Target:
+    def view(
+        self,
+        kept: tuple[Deployment, ...],
+        needs: Iterable[str] = (),
+        overrun: bool = False,
+        instead_of: str = "",
+        among: tuple[Deployment, ...] | None = None,
+    ) -> Target:
         """The same name with only those deployments; one object for all requests of a kind, made when first needed.
 
         Args:
@@ -65,13 +78,14 @@ class Target:
             needs: What these need of a model.
             overrun: Whether their prompts are too long for every deployment.
             instead_of: The name that was asked for, where this one stands in for it.
+            among: Those that the requests' tags leave; None for all.
         """
-        key = (kept, frozenset(needs), overrun, instead_of)
+        key = (kept, frozenset(needs), overrun, instead_of, among)
         found = self._views.get(key)
         if found is None:
             head = b"x-hx-fallback-from: %b\r\n" % instead_of.encode("ascii", "replace") if instead_of else b""
             found = self._views[key] = replace(
-                self, deployments=kept, head=self.head + head, whole=self, needs=key[1], overrun=overrun, instead_of=instead_of
+                self, deployments=kept, head=self.head + head, whole=self, needs=key[1], overrun=overrun, instead_of=instead_of, among=among
             )
         return found
 
@@ -83,6 +97,8 @@ class Target:
         return [(one, self._why_not(one)) for one in self.whole.deployments if one not in self.deployments]
 
     def _why_not(self, deployment: Deployment) -> str:
+        if self.among is not None and deployment not in self.among:
+            return "its tags are not those that the request asks for"
         lacks = [words for ability, words in CANNOT.items() if ability in self.needs and ability in deployment.unable]
         if lacks:
             return f"its model is known not to {' or '.join(lacks)}"

@@ -82,6 +82,7 @@ _INTELLIGENT = {"wait": 1.0, "load": 1.0, "prefill": 2.0, "decode": 1.0, "price"
 _BY_TERMS: Mapping[str, Mapping[str, float]] = {
     "latency": {"first_byte": 1.0, "risk": 1.0},
     "cost": {"price": 1e6, "busy": 1e-3},
+    "least_tokens": {"tokens": 1e-3},
     "intelligent": _INTELLIGENT,
 }
 

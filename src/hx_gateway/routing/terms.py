@@ -17,8 +17,9 @@ BUILT_IN = {
     "busy": "hx_gateway.routing.terms:busy",
     "first_byte": "hx_gateway.routing.terms:first_byte",
     "quality": "hx_gateway.routing.terms:quality",
+    "tokens": "hx_gateway.routing.terms:tokens",
 }
-EXCHANGED = ("price", "busy")
+EXCHANGED = ("price", "busy", "tokens")
 """Terms that are no seconds: their weight says how many seconds one of them is worth."""
 PACED = ("wait", "prefill", "decode", "first_byte")
 """Terms that go by what was learned of a deployment's speed."""
@@ -88,6 +89,12 @@ def busy(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -
 def first_byte(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
     """The recent wait for a first byte, for each request that would share the endpoint."""
     return deployment.pace.first_byte_s * (deployment.endpoint.in_flight + 1)
+
+
+def tokens(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:
+    """Tokens of the last minute, and as many as this request's for each under way, for its weight; not seconds, and meant to stand alone."""
+    under_way = deployment.in_flight * (ask.prompt_tokens + ask.usual_tokens)
+    return (deployment.pace.recent_tokens(now_s) + under_way) / deployment.weight
 
 
 def quality(ask: Ask, deployment: Deployment, cached_tokens: float, now_s: float) -> float:

@@ -140,6 +140,7 @@ class Call:
             if breaker.failures or breaker.state != "closed":
                 breaker.succeeded(now_s)
         pace = deployment.pace
+        pace.tokens += self.arrival.prompt_tokens + self.arrival.output_tokens
         if now_s >= pace.learn_at_s:
             pace.learn_at_s = now_s + LESSON_S
             if cached_known:

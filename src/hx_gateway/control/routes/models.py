@@ -109,12 +109,12 @@ def describe(target: Target, created_s: int) -> Model:
 
 def _listed(gateway: Gateway, identity: Identity | None) -> ModelList:
     created_s = int(gateway.started_wall_s)
-    targets = gateway.registry.targets.values()
+    targets = [target for target in gateway.registry.targets.values() if not target.hidden]
     return ModelList(data=[describe(target, created_s) for target in targets if identity is None or identity.may_use(target.name)])
 
 
 async def models(gateway: GatewayOf, identity: Caller) -> ModelList:
-    """Every model, alias and group that the key may use."""
+    """Every model, alias and group that the key may use, but those that are hidden (gateway.hidden)."""
     return _listed(gateway, identity)
 
 
@@ -126,7 +126,7 @@ async def model(id: str, gateway: GatewayOf, identity: Caller) -> Model | ModelL
     target = registry.find(id)
     if target is not None and (identity is None or identity.may_use(target.name)):
         return describe(target, int(gateway.started_wall_s))
-    allowed = [name for name in registry.targets if identity is None or identity.may_use(name)]
+    allowed = [name for name, target in registry.targets.items() if not target.hidden and (identity is None or identity.may_use(name))]
     near = registry.nearest(id, allowed)
     hint = f"did you mean {' or '.join(repr(name) for name in near)}?" if near else "GET /v1/models lists those there are"
     raise Failure(errors.MODEL_NOT_FOUND, f"the model {id!r} does not exist here; {hint}", param="model")

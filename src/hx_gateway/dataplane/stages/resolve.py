@@ -15,7 +15,7 @@ from hx_gateway.fleet.registry import Registry
 def unknown(name: str, registry: Registry, exchange: Exchange) -> Failure:
     """Why a name cannot be resolved, with the nearest names the caller may use."""
     identity = exchange.identity
-    allowed = [known for known in registry.targets if identity is None or identity.may_use(known)]
+    allowed = [name for name, known in registry.targets.items() if not known.hidden and (identity is None or identity.may_use(name))]
     near = registry.nearest(name, allowed)
     hint = f"; did you mean {' or '.join(repr(found) for found in near)}?" if near else "; GET /v1/models lists those there are"
     return Failure(errors.MODEL_NOT_FOUND, f"the model {name!r} does not exist here{hint}", param="model")
@@ -50,7 +50,7 @@ def build(gateway: Any) -> Stage | None:
                 param="model",
             )
         exchange.asked = name
-        if target.lacking or len(exchange.body) > SHORT:
+        if target.lacking or target.tagging or len(exchange.body) > SHORT:
             target = settle(exchange, target, registry, gateway.proxy)
         exchange.candidates = target
 
