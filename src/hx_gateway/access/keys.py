@@ -41,14 +41,13 @@ class KeyRing:
         unread: Whether there is a store whose keys nobody has read yet: a token that is not known may be one of them.
     """
 
-    __slots__ = ("_always", "_ended", "_entries", "_own", "anonymous", "required", "unread")
+    __slots__ = ("_always", "_ended", "_entries", "_own", "required", "unread")
 
     def __init__(self, entries: Iterable[tuple[bytes, Identity]], required: bool = True) -> None:
         self._own = self._entries = {digest: (digest, identity) for digest, identity in entries}
         self._ended: dict[bytes, tuple[str, int]] = {}  # what ends or ended keys of the store, and when in Unix milliseconds
         self._always = self.required = required
         self.unread = False
-        self.anonymous = Identity("anonymous")  # who calls where no key is required
 
     @classmethod
     def from_config(cls, config: GatewayConfig) -> KeyRing:

@@ -80,7 +80,6 @@ def test_without_keys_this_machine_alone_is_let_in(host: str, required: bool) ->
     assert ring.required is required
     assert ring.identify(b"") is None
     assert ring.identify(b"anything") is None
-    assert not ring.anonymous.admin
 
 
 def test_with_a_key_even_this_machine_needs_it() -> None:
