@@ -89,7 +89,6 @@ class EngineLoad:
         running: Requests it works on.
         waiting: Requests in its own queue.
         cache_used: Share of its KV cache in use, from 0 to 1.
-        seen_s: Monotonic time of the probe.
         cache_tokens: Tokens that its cache of prompts holds; 0.0 when it keeps none.
         started_s: Unix time at which its process began.
         read_tokens: Tokens of prompts that it has read since then.
@@ -98,7 +97,6 @@ class EngineLoad:
     running: int | None = None
     waiting: int | None = None
     cache_used: float | None = None
-    seen_s: float = 0.0
     cache_tokens: float | None = None
     started_s: float | None = None
     read_tokens: float | None = None

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -222,7 +221,7 @@ class Monitor:
         if findings.slots is not None:
             facts.slots = findings.slots
             endpoint.slots = endpoint.configured_slots or findings.slots
-        facts.load = replace(findings.load, seen_s=self._clock.monotonic()) if findings.load is not None else None
+        facts.load = findings.load
         facts.sleeping = findings.sleeping is True
         if facts.sleeping:
             facts.loaded, facts.memory = frozenset(), {}
