@@ -58,7 +58,7 @@ async def examine(loaded: Loaded) -> tuple[dict[str, Any], list[Problem]]:
     except UnknownPlugin as error:
         return {"endpoints": []}, [Problem("", str(error))]
     endpoints = registry.endpoints
-    examination = _Examination(loaded, assembly)
+    examination = _Examination(loaded)
     monitor = Monitor(lambda: registry, LIMIT_S, fetch=fetch, provider_named=provider_named)
     seen = dict(zip(endpoints.values(), await asyncio.gather(*(examination.ask(monitor, one) for one in endpoints.values())), strict=True))
     registry = assembly.registry()  # now with the models that the endpoints told of
@@ -74,10 +74,9 @@ async def examine(loaded: Loaded) -> tuple[dict[str, Any], list[Problem]]:
 class _Examination:
     """One look at the fleet: asks, compares, and collects findings."""
 
-    def __init__(self, loaded: Loaded, assembly: Assembly) -> None:
+    def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
         self._config = loaded.config
-        self._assembly = assembly
         self.findings: list[Problem] = []
 
     async def ask(self, monitor: Monitor, endpoint: Endpoint) -> dict[str, Any]:

@@ -133,11 +133,6 @@ class Backend:
         return self._listener.accepted
 
     @property
-    def open_connections(self) -> int:
-        """Connections open now."""
-        return len(self._listener.connections)
-
-    @property
     def fault(self) -> Fault | None:
         """How it misbehaves now; set a `Fault`, a text as `Fault.parse` reads it, or None. Setting takes effect at once."""
         return self._fault
