@@ -15,7 +15,7 @@ from hx_gateway.core.errors import BAD_RESPONSE, Failure
 from hx_gateway.core.interfaces import Outgoing
 from hx_gateway.fleet.checks import first_embedding
 from hx_gateway.openai.answers import fitted
-from hx_gateway.providers.ollama_request import engine_options, keep_alive
+from hx_gateway.providers.ollama_request import basis
 from hx_gateway.providers.ollama_values import Body, decoded, flag, integer, invalid, strings, unsupported_by_ollama
 
 _MAX_INPUTS = 2048
@@ -71,13 +71,7 @@ def embeddings(body: Body, deployment: Any, base: str) -> list[Outgoing]:
     wanted = integer(body, "dimensions", 1, 1 << 20)
     if wanted is not None and settings.dimensions and wanted > settings.dimensions:
         raise invalid("dimensions", f"must be at most {settings.dimensions}, the length of this model's vectors")
-    request: dict[str, Any] = {"model": deployment.upstream_model}
-    chosen = engine_options(body, deployment)
-    if chosen:
-        request["options"] = chosen
-    keep = keep_alive(body, settings.keep_alive)
-    if keep is not None:
-        request["keep_alive"] = keep
+    request = basis(body, deployment)
     if is_legacy(deployment):
         if wanted is not None and wanted != settings.dimensions and not settings.truncate_dimensions:
             raise unsupported_by_ollama("dimensions", "this server cannot shorten vectors, and the model is not marked as safe to cut")

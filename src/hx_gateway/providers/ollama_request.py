@@ -76,6 +76,22 @@ def engine_options(body: Body, deployment: Any) -> dict[str, Any]:
     return chosen
 
 
+def basis(body: Body, deployment: Any) -> dict[str, Any]:
+    """What every request has: model, options and loading policy, the latter two where there is something to say.
+
+    Raises:
+        Failure: A value is out of range; ``param`` names it.
+    """
+    request: dict[str, Any] = {"model": deployment.upstream_model}
+    chosen = engine_options(body, deployment)
+    if chosen:
+        request["options"] = chosen
+    keep = keep_alive(body, deployment.options.keep_alive)
+    if keep is not None:
+        request["keep_alive"] = keep
+    return request
+
+
 def _contexts(body: Body, kept: int | None) -> list[str]:
     """The fields in which a client asks for another context size than ``kept``; none where that is 0 or None."""
     if not kept:
@@ -107,15 +123,9 @@ def _lacks(deployment: Any, capability: str) -> bool:
 
 
 def _envelope(body: Body, deployment: Any, stream: bool) -> dict[str, Any]:
-    """What every generating request has: model, stream (Ollama's own default is true), options and loading policy."""
+    """What every generating request has: its basis, stream (Ollama's own default is true), format and thinking."""
     settings = deployment.options
-    request: dict[str, Any] = {"model": deployment.upstream_model, "stream": stream}
-    chosen = engine_options(body, deployment)
-    if chosen:
-        request["options"] = chosen
-    keep = keep_alive(body, settings.keep_alive)
-    if keep is not None:
-        request["keep_alive"] = keep
+    request = {**basis(body, deployment), "stream": stream}
     form = answer_format(body)
     if form is not None:
         request["format"] = form
