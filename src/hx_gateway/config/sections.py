@@ -97,10 +97,10 @@ class GatewaySettings(Settings):
     default_model: str = Field(default="", description="Model, alias or group used when a request names none; empty refuses such requests.")
     model_routing_enabled: Flag = Field(default=True, description="Whether models are chosen by name; off sends all to the default model.")
     intelligent_routing: Annotated[Flag, LATER] = Field(
-        default=False, description="Whether routing scores replicas by load, latency and residency."
+        default=False, description="Former switch: `load_balancer.algorithm: intelligent` scores replicas by load, latency and residency."
     )
     cost_optimization_enabled: Annotated[Flag, LATER] = Field(
-        default=False, description="Whether the cost of a deployment counts in routing."
+        default=False, description="Former switch: `load_balancer.algorithm: cost` has the cost of a deployment count."
     )
     default_upstream: Annotated[UpstreamSettings | str | None, BeforeValidator(_upstream)] = Field(
         default=None, description="Where any other /v1 path goes: an address, an entry in endpoints, or url, api_key and provider."
