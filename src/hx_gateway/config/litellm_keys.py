@@ -31,14 +31,14 @@ TOP: Rules = (
 )  # fmt: skip
 
 PARAMS: Rules = (
-    ("unsupported", _CLOUD, "aws_* azure_* vertex_* s3_* gcs_* watsonx_* anthropic_* openai_* bedrock_* tenant_id client_id client_secret region_name bucket_name api_version organization use_xai_oauth project"),
+    ("unsupported", _CLOUD, "aws_* azure_* vertex_* s3_* gcs_* watsonx_* anthropic_* openai_* bedrock_* tenant_id client_id client_secret region_name bucket_name api_version use_xai_oauth"),
     ("unsupported", _PRICE, "*_cost_per_* *_cost *_cost_* cost_per_second tiered_pricing regional_*"),
     ("unsupported", _BUDGET, "max_budget budget_duration default_api_key_tpm_limit default_api_key_rpm_limit itpm otpm"),
     ("unsupported", _ROUTERS, "auto_router_* complexity_router_* adaptive_router_* quality_router_*"),
     ("unsupported", _MEDIA, "vector_store_id milvus_* valkey_* max_file_size_mb"),
     ("unsupported", "clients cannot name the server or its key here", "configurable_clientside_auth_params"),
     ("unsupported", "an answer that no model gave is for tests: python -m hx_gateway.testing.backend", "mock_response mock_*"),
-    ("unsupported", "tags are labels here, for reports; a group, or a model of its own name, keeps requests apart", "tag_regex"),
+    ("unsupported", "requests are told apart by the tags they send, not by patterns of other headers: load_balancer.tag_filtering", "tag_regex"),
     ("approximate", "which fields a server cannot take is known by its dialect; what was left out is named in x-hx-params-dropped", "drop_params additional_drop_params allowed_openai_params modify_params"),
     ("approximate", "thinking is passed on in its own field, as the server gives it", "merge_reasoning_content_in_choices"),
     ("approximate", "streams that wait are kept alive by http.heartbeat_seconds", "keepalive_seconds allow_client_keepalive_override"),
@@ -47,7 +47,7 @@ PARAMS: Rules = (
     ("approximate", "prompts go where they are cached (policy intelligent); no header is needed", "provider_affinity_header"),
     ("approximate", _FINE, "use_in_pass_through use_litellm_proxy use_chat_completions_api litellm_trace_id fireworks_forward_user_id stream caching"),
     ("unsupported", "is not set by the gateway: put it into the model server's own template", "hf_model_name roles initial_prompt_value final_prompt_value bos_token eos_token prompt_id prompt_* custom_prompt_dict"),
-    ("unsupported", "extra body fields are the client's to send", "extra_body metadata guardrails timeout_by_service_tier stream_timeout_by_service_tier"),
+    ("unsupported", "extra body fields are the client's to send", "metadata guardrails timeout_by_service_tier stream_timeout_by_service_tier"),
 )  # fmt: skip
 
 INFO: Rules = (
@@ -59,7 +59,7 @@ INFO: Rules = (
     ("unsupported", _PRICE, "*_cost_per_* *_cost *_cost_* tiered_pricing ptu_*"),
     ("unsupported", "who may use a model is set with the key: hx-gateway keys create --model", "team_id team_public_model_name blocked access_windows member_auto_router"),
     ("approximate", "is for people; a YAML comment can keep it", "description metadata tier litellm_provider created_at created_by updated_at updated_by db_model key version discoverable"),
-    ("unsupported", "tags are labels here, for reports; a group, or a model of its own name, keeps requests apart", "enable_tag_filtering allow_fail_open"),
+    ("unsupported", "tags are filtered for all names or none: load_balancer.tag_filtering", "enable_tag_filtering allow_fail_open"),
     ("approximate", _FINE, "internal_router_model"),
 )  # fmt: skip
 
@@ -70,10 +70,10 @@ ROUTER: Rules = (
     ("unsupported", "what a model refuses to say is an answer like any other here", "content_policy_fallbacks"),
     ("approximate", _FINE, "enable_pre_call_checks enable_pre_call_check ignore_invalid_deployments enable_health_check_routing health_check_staleness_threshold background_health_check_model_groups enable_weighted_failover fallback_access_check client_ttl cache_kwargs router_general_settings set_verbose debug_level polling_interval"),
     ("approximate", "prompts and conversations go where they are cached, under the policy intelligent: load_balancer.algorithm", "optional_pre_call_checks deployment_affinity_ttl_seconds model_group_affinity_config"),
-    ("unsupported", "tags are labels here, for reports; a group, or a model of its own name, keeps requests apart", "enable_tag_filtering tag_filtering_match_any tag_routing_prefix"),
+    ("unsupported", "tags are taken as they are sent, with no prefix", "tag_routing_prefix"),
     ("approximate", "how the policy weighs is set by policies.<name>.terms", "routing_strategy_args"),
     ("approximate", "names in Redis are the gateway's own; a number of a database goes to the end of storage.redis_url", "redis_db"),
-    ("unsupported", "each group has a policy of its own: groups.<name>.policy", "routing_groups"),
+    ("manual", "should be a list; each name has a policy of its own: models.<name>.policy and groups.<name>.policy", "routing_groups"),
     ("approximate", "the queue is fair between keys; a request asks for another place with the header x-hx-priority", "default_priority"),
     ("unsupported", _BUDGET, "provider_budget_config fallback_budget_check"),
     ("manual", _ALERTS, "alerting_config"),
@@ -98,7 +98,7 @@ GENERAL: Rules = (
     ("approximate", "requests are kept with ledger.bodies.enabled", "store_prompts_in_spend_logs spend_logs_metadata_fields"),
     ("approximate", "how long records stay is set by ledger.retention_days", "maximum_*_retention_* use_spend_logs_partitioning maximum_spend_logs_*"),
     ("unsupported", "headers of clients are not handed to model servers, but for traceparent", "forward_client_headers_to_llm_api forward_openai_org_id allow_client_side_credentials"),
-    ("unsupported", _MEDIA, "image_generation_model moderation_model max_batch_* max_file_* max_response_size_mb allowed_file_extensions blocked_file_extensions transcribe_media_buckets responses_websocket_session_limit_seconds"),
+    ("unsupported", _MEDIA, "image_generation_model moderation_model max_batch_* max_file_* allowed_file_extensions blocked_file_extensions transcribe_media_buckets responses_websocket_session_limit_seconds"),
     ("unsupported", "tools and agents are the client's here", "mcp_* user_mcp_* vector_store_deny_by_default search_tool_deny_by_default enable_claude_code_gateway claude_code_gateway_*"),
     ("approximate", "requests of a client that left are cancelled at the model server", "cancel_on_disconnect"),
     ("approximate", "whom a server that is down is shown to, and where: /models/status", "model_list_healthy_only health_check_details"),
@@ -119,13 +119,13 @@ LITELLM: Rules = (
     ("unsupported", _BUDGET, "max_budget budget_duration max_user_budget max_internal_user_budget internal_user_budget_duration default_internal_user_params default_team_params default_team_settings default_soft_budget max_end_user_budget* *_key_generate_params key_generation_settings priority_reservation* tag_budget_config max_ui_session_budget budget_* default_max_internal_user_budget default_key_max_budget_alert_emails"),
     ("unsupported", "what a model refuses to say is an answer like any other here", "content_policy_fallbacks"),
     ("approximate", _FINE, "set_verbose json_logs suppress_debug_info force_ipv4 modify_params enable_json_schema_validation request_correlation_in_logs include_cost_in_streaming_usage return_response_headers enable_preview_features forward_traceparent_to_llm_provider filter_invalid_headers"),
-    ("unsupported", "certificates of servers are set at each: endpoints.<name>.tls_verify and tls_ca_file", "ssl_verify ssl_certificate ssl_security_level ssl_ecdh_curve"),
+    ("unsupported", "certificates of servers are set at each: endpoints.<name>.tls_verify and tls_ca_file", "ssl_certificate ssl_security_level ssl_ecdh_curve"),
     ("manual", _HOOK, "guardrails pre_call_rules post_call_rules custom_provider_map prompts global_prompt_directory global_gitlab_config global_bitbucket_config banned_keywords_list blocked_user_list llm_guard_mode llamaguard_* presidio_* output_parse_pii openai_moderations_model_name google_moderation_confidence_threshold skip_system_message_in_guardrail skip_tool_message_in_guardrail"),
     ("unsupported", _CLOUD, "*_key *_api_key *_token vertex_* gdc_api_base api_key predibase_tenant_id email token enable_azure_ad_token_refresh"),
     ("unsupported", "tools and agents are the client's here", "mcp_* public_mcp_* public_agent_groups public_skills_index agent_search_* skill_search_*"),
     ("approximate", "prices are taken from the configuration alone", "model_cost_map_url cost_discount_config cost_margin_config block_requests_for_models_without_pricing"),
     ("approximate", "which models a key may see is set with the key", "public_model_groups* model_group_settings"),
-    ("unsupported", "other names for a model are aliases here", "model_alias_map"),
+    ("manual", "should be a mapping of names", "model_alias_map"),
     ("approximate", _UPKEEP, "disable_* default_redis_* default_in_memory_ttl store_audit_logs validate_end_user_id_in_db enable_* use_* aiohttp_* *_trust_env http2 user_url_* blog_posts_url *_url overwrite_user_with_key_hash safe_memory_mode key_alias_pattern sse_keepalive_ping_interval_seconds anthropic_* add_function_to_prompt log_* LITELLM_* num_retries_per_request expose_router_debug_in_errors provider_url_destination_allowed_hosts reasoning_auto_summary"),
     ("unsupported", _MEDIA, "vector_store_* require_managed_files logged_real_time_event_types"),
 )  # fmt: skip

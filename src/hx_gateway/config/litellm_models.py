@@ -32,8 +32,9 @@ def models(draft: Draft) -> dict[str, list[str]]:
     for row in rows:
         if not row.wildcard:
             names.setdefault(row.name, []).append(row)
+    shuffled = str(draft.section("router_settings").get("routing_strategy", "simple-shuffle")) == "simple-shuffle"
     for several in names.values():
-        _weigh(several)
+        _weigh(several, ("weight", "rpm", "tpm") if shuffled else ("weight",))
     made: dict[str, list[str]] = {}
     single = {name: several for name, several in names.items() if len(_alike(several)) == 1}
     for name, several in single.items():
@@ -85,9 +86,9 @@ def _label(host: str) -> str:
     return next((label for label in labels if label not in ("api", "www", "integrate")), host)
 
 
-def _weigh(rows: list[Row]) -> None:
-    """Give each row its part of the traffic: by the first of weight, rpm and tpm that any of them has."""
-    for key in ("weight", "rpm", "tpm"):
+def _weigh(rows: list[Row], keys: tuple[str, ...]) -> None:
+    """Give each row its part of the traffic: by the first of ``keys`` that any of them has."""
+    for key in keys:
         shares = [row.share.get(key, 0.0) for row in rows]
         if max(shares) > 0:
             if len(rows) > 1 and len(set(shares)) > 1:

@@ -68,10 +68,10 @@ def _group(draft: Draft, name: str, models: list[str], members: Members) -> None
     members[name] = models
 
 
-def aliases(draft: Draft, given: dict[str, Any], members: Members) -> None:
+def aliases(draft: Draft, given: dict[str, Any], members: Members, at: Path = ("router_settings", "model_group_alias")) -> None:
     """Further names for models and groups."""
     for name, content in given.items():
-        path: Path = ("router_settings", "model_group_alias", name)
+        path: Path = (*at, name)
         target = content.get("model") if isinstance(content, dict) else content
         known = names_of(members, draft) | set(given)
         if not isinstance(target, str) or target not in known or target == name:
@@ -79,9 +79,35 @@ def aliases(draft: Draft, given: dict[str, Any], members: Members) -> None:
         elif name in names_of(members, draft):
             draft.say("manual", path, "is the name of a model already; LiteLLM sends its requests to the alias, the gateway to the model")
         else:
-            hidden = isinstance(content, dict) and content.get("hidden") is True
-            why = "became an alias; it is listed by /v1/models, too: nothing is hidden here" if hidden else ""
-            draft.put(("aliases", name), target, path, why, "approximate" if hidden else "exact")
+            draft.put(("aliases", name), target, path)
+            if isinstance(content, dict) and draft.flag((*path, "hidden"), content.get("hidden", False)):
+                draft.data.setdefault("gateway", {}).setdefault("hidden", []).append(name)
+
+
+def policies(draft: Draft, path: Path, given: list[Any], strategies: dict[str, str]) -> None:
+    """Strategies of some names, each LiteLLM's name of a policy."""
+    for position, entry in enumerate(given):
+        here: Path = (*path, position)
+        strategy = entry.get("routing_strategy") if isinstance(entry, dict) else None
+        listed = entry.get("models") if isinstance(entry, dict) else None
+        if str(strategy) not in strategies or not isinstance(listed, list):
+            draft.say("manual", here, "needs models, and a routing_strategy of LiteLLM's; set models.<name>.policy or groups.<name>.policy")
+            continue
+        for number, name in enumerate(listed):
+            where = (*here, "models", number)
+            section = next((one for one in ("models", "groups") if name in draft.data.get(one, {})), None)
+            if section is None:
+                draft.say(
+                    "manual", where, f"left out: there is no model called {shown(str(name))}{nearest(str(name), names_of({}, draft))}"
+                )
+            else:
+                draft.data[section][name]["policy"] = strategies[str(strategy)]
+                draft.say("exact", where, "", (section, name, "policy"))
+        draft.say("exact", (*here, "routing_strategy"))
+        if "group_name" in entry:
+            draft.say("approximate", (*here, "group_name"), "is for people here; a group that clients can ask for is made under groups")
+        if "routing_strategy_args" in entry:
+            draft.say("approximate", (*here, "routing_strategy_args"), "how the policy weighs is set by policies.<name>.terms")
 
 
 def _chains(value: Any, path: Path) -> Iterator[tuple[Path, str, list[Any]]]:

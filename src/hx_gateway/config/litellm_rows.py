@@ -24,13 +24,15 @@ HANDLED = (
     *DEFAULTS, "model", "custom_llm_provider", "api_base", "base_url", "api_key", "rpm", "tpm", "weight", "order", "max_parallel_requests", "timeout",
     "stream_timeout", "keep_alive", "num_ctx", "input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost",
     "input_cost_per_second", "output_cost_per_second", "tags", "litellm_credential_name", "extra_headers", "headers", "ssl_verify", "dimensions",
-    "access_groups", "mode", "output_vector_size",
+    "access_groups", "mode", "output_vector_size", "extra_body", "organization", "project",
 )  # fmt: skip
 _PRICES = {
     "input_cost_per_token": "cost_per_prompt_token",
     "output_cost_per_token": "cost_per_completion_token",
     "cache_read_input_token_cost": "cost_per_cached_token",
 }
+_A_MINUTE = {"rpm": "requests_per_minute", "tpm": "tokens_per_minute"}
+_ACCOUNT = {"organization": "OpenAI-Organization", "project": "OpenAI-Project"}  # headers
 _MODES = {"chat": "chat", "embedding": "embedding", "completion": "", "responses": "chat"}
 _STAND_INS = frozenset(
     (
@@ -217,8 +219,17 @@ def _param(draft: Draft, path: Path, key: str, value: Any, row: Row, engine: Eng
         row.model["tags"] = list(dict.fromkeys([*row.model.get("tags", []), *labels]))
         draft.say("exact", path, "", ("models", row.name, "tags"))
     elif key == "ssl_verify" and isinstance(value, bool | str):
-        row.endpoint["tls_verify"] = draft.flag(path, value)
-        draft.say("exact", path, "", ("endpoints",))
+        tls(draft, path, value, row.endpoint)
+    elif key in _ACCOUNT and isinstance(value, str) and value:
+        row.endpoint.setdefault("headers", {})[_ACCOUNT[key]] = value if not value.startswith(REFERENCE) else draft.secret(value, "")
+        draft.say("exact", path, f"is sent as the header {_ACCOUNT[key]}", ("endpoints",))
+    elif key == "extra_body" and isinstance(value, dict):
+        for name, content in value.items():
+            row.model.setdefault("defaults", {})[str(name)] = content
+            draft.say("exact", (*path, name), "", ("models", row.name, "defaults", str(name)))
+    elif key == "stop" and isinstance(value, list):
+        row.model.setdefault("defaults", {})[key] = value
+        draft.say("exact", path, "", ("models", row.name, "defaults", key))
     elif key in DEFAULTS:
         if isinstance(value, str) and value.startswith(REFERENCE):
             value = draft.text(path, value)
@@ -240,12 +251,10 @@ def _quantity(draft: Draft, path: Path, key: str, number: float, row: Row) -> No
         draft.say("exact", path, "", (*target, _PRICES[key]))
     elif key in ("weight", "rpm", "tpm"):
         row.share[key] = number
-        why = (
-            ""
-            if key == "weight"
-            else "is the weight here; servers are held back by max_concurrent and by their own answers, not by the minute"
-        )
-        draft.say("exact" if key == "weight" else "approximate", path, why, (*target, "weight"))
+        if key != "weight" and (most := int(number)):
+            _ceiling(draft, path, _A_MINUTE[key], most, row)
+        else:
+            draft.say("exact", path, "", (*target, "weight"))
     elif key == "order":
         row.order = number
         draft.say("exact", path, "", ("fallbacks", row.name, "down"))
@@ -267,6 +276,19 @@ def _quantity(draft: Draft, path: Path, key: str, number: float, row: Row) -> No
         draft.say("exact", path)
 
 
+def _ceiling(draft: Draft, path: Path, setting: str, most: int, row: Row) -> None:
+    row.model[setting] = most
+    router = draft.section("router_settings")
+    checks = router.get("optional_pre_call_checks")
+    if str(router.get("routing_strategy", "")).startswith("usage-based") or "enforce_model_rate_limits" in (
+        checks if isinstance(checks, list) else ()
+    ):
+        draft.say("exact", path, "", ("models", row.name, setting))
+        return
+    why = f"became a limit, too; LiteLLM only weighs with it, unless its strategy is usage-based: take {setting} out where more may be sent there"
+    draft.say("approximate", path, why, ("models", row.name, setting))
+
+
 def _info(draft: Draft, path: Path, key: str, value: Any, row: Row) -> None:
     if value is None:
         draft.say("exact", path)
@@ -284,6 +306,18 @@ def _info(draft: Draft, path: Path, key: str, value: Any, row: Row) -> None:
         _param(draft, path, key, value, row, Engine())
     else:
         draft.by_rule(path, INFO, HANDLED)
+
+
+def tls(draft: Draft, path: Path, value: Any, endpoint: dict[str, Any]) -> None:
+    """Whether, and against which authorities, a server's certificate is checked."""
+    text = draft.text(path, value)
+    if text is None:
+        return
+    if not text or text.lower() in ("true", "yes", "on", "1", "false", "no", "off", "0"):
+        endpoint["tls_verify"] = draft.flag(path, value)
+    else:
+        endpoint["tls_ca_file"] = text
+    draft.say("exact", path, "", ("endpoints",))
 
 
 def host_of(url: str) -> str:

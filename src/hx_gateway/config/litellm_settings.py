@@ -8,8 +8,8 @@ from typing import Any
 from hx_gateway.config.litellm_cache import cache, redis
 from hx_gateway.config.litellm_draft import Draft
 from hx_gateway.config.litellm_keys import GENERAL, LITELLM, PARAMS, ROUTER
-from hx_gateway.config.litellm_names import Members, aliases, default_fallbacks, fallbacks, groups, names_of
-from hx_gateway.config.litellm_rows import DEFAULTS, HANDLED
+from hx_gateway.config.litellm_names import Members, aliases, default_fallbacks, fallbacks, groups, names_of, policies
+from hx_gateway.config.litellm_rows import DEFAULTS, HANDLED, tls
 from hx_gateway.config.litellm_source import REFERENCE
 from hx_gateway.config.located import Path
 from hx_gateway.config.shape import nearest, shown
@@ -21,18 +21,21 @@ STRATEGIES = {
     "least-busy": ("least_busy", "exact", ""),
     "latency-based-routing": ("latency", "exact", ""),
     "cost-based-routing": ("cost", "exact", ""),
-    "usage-based-routing": ("least_busy", "approximate", "became least_busy: requests under way are counted, not tokens by the minute"),
-    "usage-based-routing-v2": ("least_busy", "approximate", "became least_busy: requests under way are counted, not tokens by the minute"),
+    "usage-based-routing": ("least_tokens", "exact", ""),
+    "usage-based-routing-v2": ("least_tokens", "exact", ""),
 }
 _BOTH = (
     "num_retries", "timeout", "stream_timeout", "request_timeout", "fallbacks", "default_fallbacks", "context_window_fallbacks", "allowed_fails",
     "cooldown_time", "disable_cooldowns", "cache_responses", "default_max_parallel_requests", "redis_url", "redis_host", "redis_port", "redis_password",
 )  # fmt: skip
-_ROUTER = (*_BOTH, "routing_strategy", "model_group_alias", "model_group", "default_litellm_params")
-_LITELLM = (*_BOTH, "cache", "cache_params", "callbacks", "success_callback", "drop_params")
+_ROUTER = (
+    *_BOTH, "routing_strategy", "model_group_alias", "model_group", "default_litellm_params", "enable_tag_filtering", "tag_filtering_match_any",
+    "routing_groups", "optional_pre_call_checks",
+)  # fmt: skip
+_LITELLM = (*_BOTH, "cache", "cache_params", "callbacks", "success_callback", "drop_params", "ssl_verify", "model_alias_map")
 _GENERAL = (
     "master_key", "database_url", "max_parallel_requests", "global_max_parallel_requests", "health_check_interval", "max_request_size_mb",
-    "completion_model", "embedding_model",
+    "completion_model", "embedding_model", "max_response_size_mb",
 )  # fmt: skip
 _NEVER_OPEN = 1_000_000  # failures in a row
 
@@ -75,6 +78,26 @@ def _setting(draft: Draft, path: Path, key: str, value: Any, members: Members) -
             draft.put(("load_balancer", "algorithm"), policy, path, why, level)
         else:
             draft.say("manual", path, f"LiteLLM has no such strategy; choose load_balancer.algorithm{nearest(str(value), STRATEGIES)}")
+    elif key == "enable_tag_filtering":
+        # Both keys are one setting, and the order in the file is anybody's.
+        kinds = "all" if not draft.flag(path, draft.section("router_settings").get("tag_filtering_match_any", True)) else "any"
+        why = "tags of keys do not count: a request names its own, in metadata.tags or the header X-HX-Tags (or x-litellm-tags)"
+        on = draft.flag(path, value)
+        draft.put(("load_balancer", "tag_filtering"), kinds if on else "off", path, why if on else "", "approximate" if on else "exact")
+    elif key == "tag_filtering_match_any":
+        draft.say("exact", path, "", ("load_balancer", "tag_filtering"))
+    elif key == "routing_groups" and isinstance(value, list):
+        policies(draft, path, value, {name: policy for name, (policy, _, _) in STRATEGIES.items()})
+    elif key == "optional_pre_call_checks" and value == ["enforce_model_rate_limits"]:
+        draft.say("exact", path, "", ("models",))
+    elif key == "ssl_verify" and isinstance(value, bool | str):
+        for endpoint in draft.data.get("endpoints", {}).values():
+            if "tls_verify" not in endpoint and "tls_ca_file" not in endpoint and endpoint["url"].startswith("https:"):
+                tls(draft, path, value, endpoint)
+        if not draft.told(path):
+            draft.say("exact", path, "no server is asked by https")
+    elif key == "model_alias_map" and isinstance(value, dict):
+        aliases(draft, value, members, path)
     elif key in ("fallbacks", "context_window_fallbacks"):
         fallbacks(draft, path, value, "down" if key == "fallbacks" else "context", members)
     elif key == "default_fallbacks":
@@ -184,7 +207,13 @@ def _general(draft: Draft, path: Path, key: str, value: Any, members: Members) -
         else:
             why = "the gateway makes tables of its own beside LiteLLM's; keys in LiteLLM's tables are not taken over (make them with hx-gateway keys create)"
             draft.put(("storage", "database_url"), draft.secret(value, "DATABASE_URL"), path, why, "approximate")
-    elif key in ("max_parallel_requests", "global_max_parallel_requests", "health_check_interval", "max_request_size_mb"):
+    elif key in (
+        "max_parallel_requests",
+        "global_max_parallel_requests",
+        "health_check_interval",
+        "max_request_size_mb",
+        "max_response_size_mb",
+    ):
         if (number := draft.number(path, value)) is None:
             return True
         if key == "max_parallel_requests":
@@ -197,7 +226,8 @@ def _general(draft: Draft, path: Path, key: str, value: Any, members: Members) -
             why = "servers are probed without spending tokens, so that every 30 seconds is no burden"
             draft.put(("load_balancer", "health_check_interval"), min(number, 604800.0), path, why, "approximate")
         else:
-            draft.put(("http", "max_body_bytes"), max(int(number * (1 << 20)), 1024), path)
+            setting = "max_body_bytes" if key == "max_request_size_mb" else "max_response_bytes"
+            draft.put(("http", setting), max(int(number * (1 << 20)), 1024), path)
     elif key in ("completion_model", "embedding_model"):
         known = names_of(members, draft)
         target: Path = ("gateway", "default_model") if key == "completion_model" else ("embeddings", "model")

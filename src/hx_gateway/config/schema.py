@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -131,7 +131,7 @@ class ModelSettings(Settings):
     )
     slots: Annotated[int, Field(ge=1)] | None = Field(default=None, description="Requests each server started for path works on at once.")
     tags: Names = Field(default=(), description="Free labels; with load_balancer.tag_filtering, what requests may ask for it by.")
-    defaults: dict[str, bool | int | float | str] = Field(
+    defaults: dict[str, bool | int | float | str | list[Any] | dict[str, Any]] = Field(
         default={}, description="Request fields of chats and completions, e.g. temperature, and their values where the client sends none."
     )
 

@@ -57,8 +57,16 @@ def settings(section: str, text: str) -> str:
         (row(), "endpoints/a/provider", "ollama", "model_list[0].litellm_params.model", "exact"),
         (row(), "endpoints/a/url", "http://a:11434", "model_list[0].litellm_params.api_base", "exact"),
         (row("api_key: os.environ/K"), "endpoints/a/api_key", "env:K", "model_list[0].litellm_params.api_key", "exact"),
-        (row("rpm: 60"), "models/m/endpoint", "a", "model_list[0].litellm_params.rpm", "approximate"),
-        (row("tpm: 60"), "models/m/endpoint", "a", "model_list[0].litellm_params.tpm", "approximate"),
+        (row("rpm: 60"), "models/m/requests_per_minute", 60, "model_list[0].litellm_params.rpm", "approximate"),
+        (row("tpm: 60"), "models/m/tokens_per_minute", 60, "model_list[0].litellm_params.tpm", "approximate"),
+        (row("rpm: 60", "") + "router_settings: {routing_strategy: usage-based-routing}", "models/m/requests_per_minute", 60, "model_list[0].litellm_params.rpm", "exact"),
+        (row("rpm: 60", "") + "router_settings: {optional_pre_call_checks: [enforce_model_rate_limits]}", "models/m/requests_per_minute", 60, "model_list[0].litellm_params.rpm", "exact"),
+        (row("rpm: 0"), "models/m", {"endpoint": "a"}, "model_list[0].litellm_params.rpm", "exact"),
+        (row("extra_body: {chat_template_kwargs: {enable_thinking: false}}"), "models/m/defaults/chat_template_kwargs", {"enable_thinking": False}, "model_list[0].litellm_params.extra_body.chat_template_kwargs", "exact"),
+        (row("stop: [a, b]"), "models/m/defaults/stop", ["a", "b"], "model_list[0].litellm_params.stop", "exact"),
+        (row("organization: org-1"), "endpoints/a/headers/OpenAI-Organization", "org-1", "model_list[0].litellm_params.organization", "exact"),
+        (row("ssl_verify: false"), "endpoints/a/tls_verify", False, "model_list[0].litellm_params.ssl_verify", "exact"),
+        (row("ssl_verify: /etc/ca.pem"), "endpoints/a/tls_ca_file", "/etc/ca.pem", "model_list[0].litellm_params.ssl_verify", "exact"),
         (row("max_parallel_requests: 4"), "models/m/max_concurrent", 4, "model_list[0].litellm_params.max_parallel_requests", "exact"),
         (row("timeout: 9"), "endpoints/a/total_timeout_seconds", 9, "model_list[0].litellm_params.timeout", "approximate"),
         (row("stream_timeout: 9"), "endpoints/a/request_timeout_seconds", 9, "model_list[0].litellm_params.stream_timeout", "approximate"),
@@ -82,9 +90,12 @@ def settings(section: str, text: str) -> str:
         (settings("router_settings", "routing_strategy: least-busy"), "load_balancer/algorithm", "least_busy", "router_settings.routing_strategy", "exact"),
         (settings("router_settings", "routing_strategy: latency-based-routing"), "load_balancer/algorithm", "latency", "router_settings.routing_strategy", "exact"),
         (settings("router_settings", "routing_strategy: cost-based-routing"), "load_balancer/algorithm", "cost", "router_settings.routing_strategy", "exact"),
-        (settings("router_settings", "routing_strategy: usage-based-routing-v2"), "load_balancer/algorithm", "least_busy", "router_settings.routing_strategy", "approximate"),
+        (settings("router_settings", "routing_strategy: usage-based-routing-v2"), "load_balancer/algorithm", "least_tokens", "router_settings.routing_strategy", "exact"),
         (settings("router_settings", "model_group_alias: {x: m}"), "aliases/x", "m", "router_settings.model_group_alias.x", "exact"),
-        (settings("router_settings", "model_group_alias: {x: {model: m, hidden: true}}"), "aliases/x", "m", "router_settings.model_group_alias.x", "approximate"),
+        (settings("router_settings", "model_group_alias: {x: {model: m, hidden: true}}"), "gateway/hidden", ["x"], "router_settings.model_group_alias.x", "exact"),
+        (settings("litellm_settings", "model_alias_map: {x: m}"), "aliases/x", "m", "litellm_settings.model_alias_map.x", "exact"),
+        (settings("router_settings", "routing_groups: [{group_name: g, models: [n], routing_strategy: least-busy}]"), "models/n/policy", "least_busy", "router_settings.routing_groups[0].models[0]", "exact"),
+        (settings("router_settings", "routing_groups: [{group_name: g, models: [n], routing_strategy: priority}]"), "models/n", {"endpoint": "b"}, "router_settings.routing_groups[0]", "manual"),
         (settings("router_settings", "model_group: {g: [m, n]}"), "groups/g/models", ["m", "n"], "router_settings.model_group.g", "ignored-by-LiteLLM"),
         (settings("router_settings", "model_group: {g: [m, nn]}"), "groups/g/models", ["m"], "router_settings.model_group.g", "manual"),
         (settings("router_settings", "fallbacks: [{m: [n]}]"), "fallbacks/m/down", ["n"], "router_settings.fallbacks[0].m[0]", "exact"),
@@ -100,7 +111,11 @@ def settings(section: str, text: str) -> str:
         (settings("router_settings", "retry_policy: {TimeoutErrorRetries: 1}"), "models/m/endpoint", "a", "router_settings.retry_policy", "approximate"),
         (settings("router_settings", "enable_pre_call_checks: true"), "models/m/endpoint", "a", "router_settings.enable_pre_call_checks", "approximate"),
         (settings("router_settings", "optional_pre_call_checks: [prompt_caching]"), "models/m/endpoint", "a", "router_settings.optional_pre_call_checks", "approximate"),
-        (settings("router_settings", "enable_tag_filtering: true"), "models/m/endpoint", "a", "router_settings.enable_tag_filtering", "unsupported"),
+        (settings("router_settings", "enable_tag_filtering: true"), "load_balancer/tag_filtering", "any", "router_settings.enable_tag_filtering", "approximate"),
+        (settings("router_settings", "tag_filtering_match_any: false, enable_tag_filtering: true"), "load_balancer/tag_filtering", "all", "router_settings.enable_tag_filtering", "approximate"),
+        (settings("router_settings", "enable_tag_filtering: false"), "load_balancer/tag_filtering", "off", "router_settings.enable_tag_filtering", "exact"),
+        (settings("litellm_settings", "ssl_verify: false").replace("http://a", "https://a"), "endpoints/a/tls_verify", False, "litellm_settings.ssl_verify", "exact"),
+        (settings("general_settings", "max_response_size_mb: 2"), "http/max_response_bytes", 2 << 20, "general_settings.max_response_size_mb", "exact"),
         (settings("router_settings", "redis_url: os.environ/R"), "storage/redis_url", "env:R", "router_settings.redis_url", "exact"),
         (settings("litellm_settings", "cache: true, cache_params: {type: local, ttl: 60}"), "cache", {"enabled": True, "ttl_seconds": 60}, "litellm_settings.cache", "approximate"),
         (settings("litellm_settings", "cache: true, cache_params: {type: redis-semantic}"), "cache/enabled", False, "litellm_settings.cache_params.type", "unsupported"),
@@ -172,8 +187,11 @@ def test_equal_rows_are_one_model_in_several_places_and_others_a_group(tmp_path:
     members = balanced.data["groups"]["chat"]["models"]
     assert [balanced.data["models"][name]["weight"] for name in members] == [3, 1]
     rates = litellm.load(CORPUS / "05-rates.yaml", {}).data
-    assert [rates["models"][name].get("weight") for name in rates["groups"]["chat"]["models"]] == [1.0, 0.1]
+    assert [rates["models"][name]["requests_per_minute"] for name in rates["groups"]["chat"]["models"]] == [600, 60]
+    assert not any("weight" in model for model in rates["models"].values()), "LiteLLM weighs by rpm only where it shuffles"
     assert set(rates["endpoints"]) == {"gpu-1", "gpu-2"}
+    shuffled = imported(tmp_path, (CORPUS / "05-rates.yaml").read_text().replace("usage-based-routing-v2", "simple-shuffle")).data
+    assert [shuffled["models"][name]["weight"] for name in shuffled["groups"]["chat"]["models"]] == [1.0, 0.1]
 
 
 def test_a_lower_order_stands_in(tmp_path: Path) -> None:
@@ -186,6 +204,12 @@ def test_a_wildcard_is_discovery() -> None:
     found = litellm.load(CORPUS / "11-wildcards.yaml", {})
     assert {name: entry["discover"] for name, entry in found.data["endpoints"].items()} == {"a": True, "openai": True}
     assert "models" not in found.data
+
+
+def test_a_secret_of_an_address_gets_a_name_that_an_environment_can_have(tmp_path: Path) -> None:
+    row = "{model_name: m, litellm_params: {model: openai/m, api_base: 'http://192.0.2.7:8000/v1', api_key: written-out}}"
+    (tmp_path / "config.yaml").write_text(f"model_list: [{row}]\n")
+    assert litellm.load(tmp_path / "config.yaml", {}).variables == {"HOST_192_0_2_7_API_KEY": "written-out"}
 
 
 def test_a_named_credential_is_used_by_each_of_its_rows() -> None:
