@@ -16,7 +16,8 @@ from hx_gateway.core.errors import Unavailable
 PREFIX = "hx:limits:"
 GATEWAYS = "hx:limits:gateways"
 _LEASE_S = 10.0  # what a process has under way is forgotten when it was not heard of for this long
-_BEAT_S = 2.0
+_BEAT_S = 1.0
+_AWAY_S = 3.0  # who was not heard of for so long goes on alone with its part, which the others leave to it
 _FEWER_S = 30.0
 _SETTLE_S = 0.05
 _KEEP_S = 63 * 86400
@@ -43,7 +44,8 @@ if a[10] > day or a[10] < day - 1 then day, dt, dc = a[10], 0, 0 end
 if a[11] > month or a[11] < month - 1 then month, mt, mc = a[11], 0, 0 end
 dt, mt, dc, mc = dt + a[16], mt + a[16], dc + a[17], mc + a[17]
 local r = math.max(get('r'), now + a[18])
-local k = math.max(get('t'), now + a[19]) + a[16] * a[8]
+local room = a[20]
+local k = math.max(get('t'), now + a[19]) + a[16] * a[8] * room
 local n, held, cost = a[3], a[4], a[5]
 for name, value in pairs(f) do
   if string.sub(name, 1, 2) == 'p:' and name ~= me then
@@ -57,15 +59,16 @@ for name, value in pairs(f) do
 end
 local mn, mh, mq = a[3], a[4], a[5]
 local out = {}
-for i = 20, #ARGV, 2 do
+for i = 21, #ARGV, 2 do
   local tokens, money, code, wait = a[i], a[i + 1], 0, 0
   if a[6] > 0 then
     local over = r - now + a[6] - math.max(a[7], a[6])
     if over > 0.5 then code, wait = 1, over end
   end
   if code == 0 and a[8] > 0 then
-    local over = k - now + (held + tokens) * a[8] - 60000000
-    if over > 0.5 then
+    local used = k - now + held * a[8]
+    local over = used + tokens * a[8] * room - 60000000
+    if over > 0.5 and (used > 0.5 or tokens * a[8] > 60000000.5) then
       code, wait = 2, over
       if tokens * a[8] > 60000000.5 then wait = -1 elseif over > k - now then wait = 0 end
     end
@@ -99,10 +102,12 @@ return said
 
 _BEAT = """
 local t = redis.call('TIME')
-redis.call('ZADD', KEYS[1], t[1], ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (t[1] - ARGV[2]))
-return redis.call('ZCARD', KEYS[1])
+local now = t[1] + t[2] / 1000000
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. (now - ARGV[2]))
+return {redis.call('ZCARD', KEYS[1]), redis.call('ZCOUNT', KEYS[1], now - ARGV[3], '+inf')}
 """
+_LEAVE = "return redis.call('ZREM', KEYS[1], ARGV[1])"
 
 
 class Store(Protocol):
@@ -154,11 +159,13 @@ class Shared:
         self.gateway = gateway
         self.process = process
         self.gateways = 1  # that share the store, when it was last asked
-        self._seen_s = 0.0
+        self.room = 1.0  # what a request of a rate counts, so that those which are away alone have their part
+        self._seen_s = self._wary_s = 0.0
         self.remembered = 0  # refusals that the store was not asked for
         self._used: set[Account] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._beating: asyncio.Task[None] | None = None
+        self._lost = asyncio.Event()
 
     def start(self) -> None:
         """Begin to tell the store that this gateway is there."""
@@ -171,6 +178,8 @@ class Shared:
             await asyncio.gather(self._beating, *self._tasks, return_exceptions=True)
         for account in self._used:
             await self._tell(account)
+        with contextlib.suppress(Unavailable):
+            await self.store.script(_LEAVE, GATEWAYS, [self.gateway])
 
     def take(self, account: Account, now_s: float, tokens: int, cost: int) -> Hold | Refusal | Awaitable[Hold | Refusal]:
         """Take one request out of an account, as `Limiter.take` does; to be awaited where the store is asked."""
@@ -247,6 +256,7 @@ class Shared:
             self._heard(account, asked, [int(word) for word in said])
         except (Unavailable, ValueError, TypeError, IndexError):
             remote.known = False
+            self._lost.set()
             now_s = time.monotonic()
             for future, wanted, money in asked:
                 if not future.done():
@@ -267,9 +277,9 @@ class Shared:
             # The store may have forgotten, or not heard of, what was used while it was away.
             ahead_s, tokens_ahead_s = self.limiter.ahead(account, time.monotonic())
         words: list[str | int | float] = [self.process, int(_LEASE_S * _US), *self.limiter.mine(account)]
-        words += [account.interval_s * _US, account.burst_s * _US, account.token_s * _US, account.max_concurrent, day, month]
+        words += [account.interval_s * _US * self.room, account.burst_s * _US, account.token_s * _US, account.max_concurrent, day, month]
         words += [limits.day_tokens, limits.month_tokens, int(limits.day_cost * NANO), int(limits.month_cost * NANO), tokens, cost]
-        words += [ahead_s * _US, tokens_ahead_s * _US]
+        words += [ahead_s * _US, tokens_ahead_s * _US, self.room]
         for _, wanted, money in asked:
             words += [wanted, money]
         return words
@@ -324,20 +334,26 @@ class Shared:
         """Tell the store every now and then that this gateway lives, and what long requests it has under way."""
         pause_s = _BEAT_S / 16  # those that start together, or find the store again, see each other soon
         while True:
+            if self._lost.is_set() or not self.store.available:
+                self._lost.clear()
+                self._wary_s = time.monotonic() + _FEWER_S
+                self.room = float(self.gateways)  # until it is known who is back, too
+                pause_s = _BEAT_S / 16
             if self.store.available:
                 with contextlib.suppress(Unavailable, ValueError, TypeError):
-                    self._see(int(await self.store.script(_BEAT, GATEWAYS, [self.gateway, int(_LEASE_S)])))
+                    there, heard = await self.store.script(_BEAT, GATEWAYS, [self.gateway, int(_LEASE_S), _AWAY_S])
+                    self._see(int(there), int(heard))
                 now_s = time.monotonic()
                 for account in self._used:
-                    if now_s - account.remote.told_s > _BEAT_S and (any(self.limiter.mine(account)) or account.remote.tokens):
+                    if now_s - account.remote.told_s > 2 * _BEAT_S and (any(self.limiter.mine(account)) or account.remote.tokens):
                         self._request(account)
-            else:
-                pause_s = _BEAT_S / 16
-            await asyncio.sleep(pause_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), pause_s)
             pause_s = min(pause_s * 2, _BEAT_S)
 
-    def _see(self, count: int) -> None:
+    def _see(self, there: int, heard: int) -> None:
         """Believe at once that there are more gateways, and only after a while that there are fewer: the store may have been emptied."""
         now_s = time.monotonic()
-        if count >= self.gateways or now_s - self._seen_s > _FEWER_S:
-            self.gateways, self._seen_s = max(1, count), now_s
+        if there >= self.gateways or now_s > max(self._seen_s + _FEWER_S, self._wary_s):
+            self.gateways, self._seen_s = max(1, there), now_s
+        self.room = (self.gateways if now_s < self._wary_s else there) / max(1, heard)

@@ -150,8 +150,7 @@ async def test_who_leaves_while_waiting_leaves_nothing_behind(redis_url: str) ->
 async def test_while_it_is_away_each_gateway_keeps_its_share_and_then_they_are_one_again(own_valkey: Valkey) -> None:
     async with members(own_valkey.url, 2, 0.02, requests_per_second=10, burst=10, max_concurrent=100, day_tokens=10**6) as (one, two):
         await until(lambda: one.redis.available and two.redis.available)
-        await asyncio.sleep(2.3)  # a heartbeat of each, seen by both
-        assert (one.shared.gateways, two.shared.gateways) == (2, 2)
+        await until(lambda: (one.shared.gateways, two.shared.gateways) == (2, 2))  # a heartbeat of each, seen by both
         own_valkey.hang()
         started_s = time.monotonic()
         first = await one.take(5)
@@ -169,6 +168,40 @@ async def test_while_it_is_away_each_gateway_keeps_its_share_and_then_they_are_o
         assert isinstance(await one.take(5), Hold | Refusal)
         await asyncio.sleep(0.3)
         assert (await one.stored())["dt"] == "77", "what was used meanwhile is told"
+
+
+async def test_the_others_leave_its_part_to_one_that_is_away_alone(redis_url: str) -> None:
+    async with members(redis_url, 2, requests_per_second=50, burst=10, tokens_per_minute=10**6) as (one, two):
+        await until(lambda: one.shared.gateways == two.shared.gateways == 2 and two.shared.room == 1.0)
+        await one.redis.stop()
+        await until(lambda: two.shared.room == 2.0)
+        assert two.shared.gateways == 2
+        times: list[float] = []
+        end_s = time.monotonic() + 1.5
+
+        async def flood(member: Member) -> None:
+            while time.monotonic() < end_s:
+                times.extend([time.monotonic()] * isinstance(await member.take(), Hold))
+                await asyncio.sleep(0.004)
+
+        start_s = time.monotonic()
+        await asyncio.gather(flood(one), flood(two))
+        assert 0.8 * 50 * 1.5 <= len(times) <= 10 + 50 * (time.monotonic() - start_s) + 1
+        await asyncio.sleep(0.5)
+        hold = await two.take(900_000)
+        assert isinstance(hold, Hold), "what is more than a part may pass where nothing else is used"
+        two.shared.settle(hold, 0, 0)
+        await one.redis.start()
+        await until(lambda: one.shared.room == two.shared.room == 1.0)
+
+
+async def test_who_leaves_in_order_is_not_waited_for(redis_url: str) -> None:
+    async with members(redis_url, 1, requests_per_second=50) as (one,):
+        async with members(redis_url, 1, requests_per_second=50) as (two,):
+            two.shared.gateway = "another"
+            await until(lambda: one.shared.gateways == 2)
+        await asyncio.sleep(1.2)
+        assert one.shared.room == 1.0
 
 
 async def test_an_emptied_store_forgets_nothing_that_is_under_way(redis_url: str) -> None:
