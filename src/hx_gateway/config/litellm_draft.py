@@ -103,7 +103,8 @@ class Draft:
             name = text.removeprefix(REFERENCE)
             self.variables.setdefault(name, None)
             return f"env:{name}"
-        wanted = base = _NOT_A_VARIABLE.sub("_", wanted.upper()).strip("_")
+        base = _NOT_A_VARIABLE.sub("_", wanted.upper()).strip("_")
+        wanted = base = f"HOST_{base}" if base[:1].isdigit() else base  # no shell and no systemd takes one that begins with a digit
         number = 2
         while self.variables.get(wanted, text) != text:
             wanted, number = f"{base}_{number}", number + 1
