@@ -14,16 +14,22 @@ class Action(StrEnum):
 
     STATUS = "status"
     UPGRADE = "upgrade"
+    REVERT = "revert"
 
 
 def db(
-    action: Annotated[Action, typer.Argument(help="Show schema, rows and size, or bring the schema up to this release.")],
+    action: Annotated[
+        Action, typer.Argument(help="Show schema, rows and size; bring the schema up to this release; or put back the copy from before.")
+    ],
     config: Annotated[
         Path | None, typer.Argument(help="Configuration file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Look at the database, or upgrade it; a running gateway upgrades it by itself, and a SQLite file is copied before."""
+    """Look at the database, or upgrade it; a running gateway upgrades it by itself, and a SQLite file is copied before.
+
+    `revert` puts that copy back, for an earlier release; the gateway must not run. What was there is kept beside it.
+    """
     import asyncio
     import json
     import os
@@ -32,6 +38,8 @@ def db(
 
     from hx_gateway.config.load import ConfigError, load
     from hx_gateway.config.storage import database_url, state_directory
+    from hx_gateway.ops.backup import revert
+    from hx_gateway.ops.host import Refused
     from hx_gateway.server.run import EXIT_CONFIG
     from hx_gateway.stores.sql.engine import StoreError
     from hx_gateway.stores.sql.status import status
@@ -42,17 +50,20 @@ def db(
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None
-    url = database_url(storage, state_directory(storage, os.environ))
+    state = state_directory(storage, os.environ)
+    url = database_url(storage, state)
     parts = urlsplit(url)
     place = url.removeprefix("sqlite:///") if parts.scheme == "sqlite" else f"{parts.netloc.rpartition('@')[2]}{parts.path}"
     done = None
     try:
+        if action is Action.REVERT:
+            typer.echo(revert(url, state), err=as_json)
         if action is Action.UPGRADE:
             if parts.scheme == "sqlite" and storage.database_url is None:
                 Path(place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             done = asyncio.run(upgrade(url))
         found = asyncio.run(status(url))
-    except (StoreError, OSError) as error:
+    except (StoreError, Refused, OSError) as error:
         typer.echo(f"hx-gateway: {place}: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:

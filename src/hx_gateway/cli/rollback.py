@@ -17,11 +17,15 @@ def rollback(
     litellm_config: Annotated[Path | None, typer.Option(help="Its configuration; without, the one given to deploy --litellm.")] = None,
     litellm_host: Annotated[str, typer.Option(help="Address LiteLLM listens on.")] = "0.0.0.0",
     litellm_port: Annotated[int, typer.Option(min=1, max=65535, help="TCP port LiteLLM listens on.")] = 4000,
+    with_database: Annotated[
+        bool,
+        typer.Option("--with-database", help="Where the release does not know the schema: put back the copy from before the upgrade, too."),
+    ] = False,
     dry_run: DryRun = False,
 ) -> None:
     """Go back to the release before, to another one, or to LiteLLM's own command line; the same command goes forward again.
 
-    A release that does not know the schema of the database is refused.
+    A release that does not know the schema of the database is refused, unless --with-database.
     """
     import os
 
@@ -44,7 +48,7 @@ def rollback(
         if to_litellm:
             steps = litellm_steps(host, litellm_program, litellm_config, litellm_host, litellm_port)
         else:
-            steps = to_release(host, target_of(host, to))
+            steps = to_release(host, target_of(host, to), with_database)
         print_plan(steps)
         if not dry_run:
             with alone(host):

@@ -158,6 +158,29 @@ def restore(config: GatewayConfig, state: Path, folder: Path, manifest: dict[str
     return said
 
 
+def revert(url: str, state: Path) -> str:
+    """Put back the copy of a SQLite database that its latest upgrade made, for an earlier release; returns what was done.
+
+    Args:
+        url: Address of the database.
+        state: The state directory; nobody may use it meanwhile.
+
+    Raises:
+        Refused: There is no such copy, or a gateway runs.
+        StoreError: The database cannot be looked at.
+    """
+    if not url.startswith("sqlite:"):
+        raise Refused("only a SQLite database has a copy from before its upgrade: restore your own backup of this one")
+    path = Path(url.removeprefix("sqlite:///")).expanduser()
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _alone(state):
+        schema = asyncio.run(status(url)).schema
+        copy = path.with_name(f"{path.name}.before-{schema}")
+        if not copy.exists():
+            raise Refused(f"there is no copy from before the upgrade to schema {schema or 'of now'} ({copy.name})")
+        return _put_back(copy, path)
+
+
 def _database(url: str, target: Path) -> dict[str, int]:
     """Copy a database into a SQLite file; returns its rows by table, none where there is no database yet."""
     path = Path(url.removeprefix("sqlite:///")).expanduser() if url.startswith("sqlite:") else None

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hx_gateway.ops.host import Host, Refused
+from hx_gateway.ops.host import Host, Refused, last_words
 
 if TYPE_CHECKING:
     from hx_gateway.ops.bundle import Source
@@ -150,6 +150,29 @@ def upgrades(host: Host, release: Path) -> bool:
     except ValueError:
         return True
     return bool(found["schema"]) and found["schema"] != found["newest"]
+
+
+def revert(host: Host, release: Path) -> None:
+    """Have a release that changed the schema of the database put back the copy from before; the service must not run.
+
+    Raises:
+        Refused: There is none.
+    """
+    done = host.gateway(release, "db", "revert", host.config)
+    if done.returncode:
+        raise Refused(f"the database stays as it is: {last_words(done)}")
+    host.log_line(done.stdout.partition("\n")[0])
+
+
+def schema_back(host: Host, release: Path) -> None:
+    """After a release failed that changed the schema: have the one before find the database that it knows. What is in the way is logged."""
+    before = host.release(host.previous)
+    if before is not None and schema_fault(host, before):
+        host.run("systemctl", "stop", host.unit.name)
+        try:
+            revert(host, release)
+        except Refused as error:
+            host.log_line(str(error))
 
 
 def _number(revision: str) -> int:

@@ -35,17 +35,29 @@ def target_of(host: Host, version: str) -> Path:
     return previous
 
 
-def to_release(host: Host, release: Path) -> list[Step]:
-    """The plan of going back to a release."""
+def to_release(host: Host, release: Path, with_database: bool = False) -> list[Step]:
+    """The plan of going back to a release; ``with_database`` to the database from before its latest upgrade, too, where that is needed."""
 
     def schema() -> None:
-        if fault := releases.schema_fault(host, release):
+        fault = releases.schema_fault(host, release)
+        if fault and not with_database:
             raise Refused(
-                f"{fault}. Restore a backup from before the upgrade first (hx-gateway restore), or the copy that the upgrade made beside the database"
+                f"{fault}. Say --with-database to put back the copy that the upgrade made of a SQLite file: what was recorded since "
+                "is then in a file beside it. Of another database restore your own backup from before the upgrade"
             )
+        if fault:
+            stop(host, confirm_s=0.0)
+            try:
+                releases.revert(host, host.release() or release)
+            except Refused:
+                start(host)
+                raise
 
+    goal = "a database that the release can work with"
     return [
-        Step("database", "a database that the release can work with", lambda: "", schema, test=True),
+        Step("database", goal, partial(releases.schema_fault, host, release), schema)
+        if with_database
+        else Step("database", goal, lambda: "", schema, test=True),
         Step("litellm", "the unit without LiteLLM", partial(_litellm_pending, host, False), partial(_without_litellm, host)),
         Step(
             "switch",

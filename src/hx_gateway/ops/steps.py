@@ -13,28 +13,13 @@ from typing import Any
 
 from hx_gateway.ops import release as releases
 from hx_gateway.ops.bundle import Source
-from hx_gateway.ops.host import USER, Host, Refused, environment_of, last_words, open_unlinked, owner_of
+from hx_gateway.ops.first import CONFIGURATION, ENVIRONMENT, imported
+from hx_gateway.ops.host import USER, Host, Refused, last_words, owner_of
 from hx_gateway.ops.plan import Step, Undo
 from hx_gateway.ops.requirements import taken
 from hx_gateway.ops.service import restart, start
 from hx_gateway.ops.unit import Limits, unit_text
 from hx_gateway.ops.validation import Service, key_for_validation, ready, service_of, validate
-
-CONFIGURATION = """\
-# The gateway's configuration. Every setting: hx-gateway docs, or docs/reference/configuration.md
-# Check it with: hx-gateway check {path}
-service:
-  host: 0.0.0.0
-  port: 8000
-
-# Where the models are. Without any, the usual ports of this machine are searched.
-# endpoints:
-#   llm-01: {{url: "http://llm-01:11434"}}
-"""
-ENVIRONMENT = """\
-# Secrets and overrides of the service, NAME=value; readable for root and the service alone.
-# Take what changed here into use with: hx-gateway service restart --full
-"""
 
 
 @dataclass
@@ -104,8 +89,7 @@ class Deployment:
 
     def steps(self) -> list[Step]:
         """The plan."""
-        host = self.host
-        name = self.release.name
+        host, name = self.host, self.release.name
         listed = [
             Step("user", f"system user {USER}, without shell and home", self._user_pending, self._add_user),
             Step("directories", "folders with their owners and modes", self._folders_pending, self._make_folders),
@@ -191,34 +175,14 @@ class Deployment:
     def _configure(self) -> Undo:
         host = self.host
         if self.litellm is not None:
-            kept = host.configuration / "litellm.yaml"
-            host.write(kept, self.litellm.read_bytes(), 0o640, USER)
-            made = host.state / "imported.yaml"
-            done = host.gateway(self.release, "import-litellm", kept, "--out", made, "--force")
-            self.told += [line for line in done.stdout.splitlines() + done.stderr.splitlines() if line.strip()]
-            if not made.exists():
-                raise Refused(f"{self.litellm} could not be imported: {last_words(done)}")
-            with open_unlinked(made) as stream:
-                content = stream.read()
-            secrets = made.with_name(f"{made.name}.env")
-            with open_unlinked(secrets) as stream:
-                self._keep_secrets(stream.read().decode())
-            made.unlink()
-            secrets.unlink()
+            content, told = imported(host, self.release, self.litellm)
+            self.told += told
         elif self.config is not None:
             content = self.config.read_bytes()
         else:
             content = CONFIGURATION.format(path=host.config).encode()
         host.write(host.config, content, 0o640, USER)
         return partial(host.config.unlink, missing_ok=True)
-
-    def _keep_secrets(self, given: str) -> None:
-        """Put what was written out in a LiteLLM file into the environment file; what stands there already stays."""
-        path = self.host.environment
-        before = path.read_text(encoding="utf-8") if path.exists() else ENVIRONMENT
-        known = environment_of(before)
-        more = [line for line in given.splitlines()[3:] if line.removeprefix("#").partition("=")[0] not in known]
-        self.host.write(path, "\n".join([before.rstrip("\n"), *more, ""]).encode(), 0o640, USER)
 
     def _environment_pending(self) -> str:
         path = self.host.environment
@@ -247,12 +211,13 @@ class Deployment:
 
     def _key(self) -> None:
         """Keep the hash of the admin key in the store. There is no way back: what has been shown may be in use."""
-        host, key = self.host, self.master_key
+        # By the release in use: a newer one would change the schema of the database under it.
+        host, key, used = self.host, self.master_key, self.host.release() or self.release
         verb = ["rotate", "admin", "--grace", "0"] if host.record().get("admin_key") else ["create", "admin", "--admin"]
         words = ["keys", *verb, "--config", str(host.config), *(["--stdin"] if key else [])]
-        done = host.gateway(self.release, *words, given=key or None)
+        done = host.gateway(used, *words, given=key or None)
         if done.returncode and "create" in verb and "admin" in done.stderr:  # an earlier run got this far
-            done = host.gateway(self.release, "keys", "rotate", "admin", "--grace", "0", *words[4:], given=key or None)
+            done = host.gateway(used, "keys", "rotate", "admin", "--grace", "0", *words[4:], given=key or None)
         if done.returncode:
             raise Refused(f"the admin key could not be kept: {last_words(done)}")
         made = done.stdout.strip().splitlines()[-1]
@@ -355,23 +320,29 @@ class Deployment:
 
     def _start(self) -> Undo:
         host, before, was = self.host, self.host.record(), self.host.active()
-        now = host.started()
+        now, changes = host.started(), releases.upgrades(host, self.release)
         self._acted = True
-        if not was:
-            start(host, try_on=False)
-        else:
-            # With the same unit and environment the next release takes over while this one finishes. Else it must be started anew, also
-            # where the schema changes under what still runs.
-            self._disturbed = full = before.get("started") != now or releases.upgrades(host, self.release)
-            self.told.append(f"the service was {restart(host, full)}")
-            self._disturbed = True
-        host.note(runs=host.runs(self.release.name), started=now)
 
         def undo() -> None:
             host.note(**{"runs": None, "started": None, **before})
             if not was:
                 host.systemctl("stop", host.unit.name)
+            if changes:
+                releases.schema_back(host, self.release)
 
+        if not was:
+            start(host, try_on=False)
+        else:
+            # With the same unit and environment the next release takes over while this one finishes. Else it must be started anew, also
+            # where the schema changes under what still runs.
+            self._disturbed = full = before.get("started") != now or changes
+            try:
+                self.told.append(f"the service was {restart(host, full)}")
+            except Refused:
+                undo()
+                raise
+            self._disturbed = True
+        host.note(runs=host.runs(self.release.name), started=now)
         return undo
 
     def _validate(self) -> None:

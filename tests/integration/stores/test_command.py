@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import sqlite3
 import subprocess
@@ -50,6 +51,26 @@ def test_an_old_file_is_copied_and_upgraded(tmp_path: Path) -> None:
         assert copy.execute("SELECT value FROM versions").fetchall() == [(0,)]
     copy.close()
     assert "nothing to do" in db("upgrade", url=url).stdout
+
+
+def test_the_copy_from_before_an_upgrade_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    url = f"sqlite:///{tmp_path}/own.db"
+    asyncio.run(upgrade(url, "0001"))
+    done = db("revert", url=url)
+    assert done.returncode == 1 and "there is no copy from before the upgrade to schema 0001 (own.db.before-0001)" in done.stderr
+    db("upgrade", url=url)
+    lock = tmp_path / "state/hx-gateway/housekeeper.lock"
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = db("revert", url=url)
+        assert done.returncode == 1 and "a gateway uses" in done.stderr and "stop it first" in done.stderr
+    done = db("revert", url=url)
+    assert done.returncode == 0 and f"schema    0001; this release needs {newest()}" in done.stdout
+    (aside,) = tmp_path.glob("own.db.before-restore-*")
+    assert json.loads(db("status", "--json", url=f"sqlite:///{aside}").stdout)["schema"] == newest()
+    done = db("revert", url="postgresql://u:secret@127.0.0.1:9/x")
+    assert done.returncode == 1 and "restore your own backup" in done.stderr and "secret" not in done.stderr
 
 
 def test_postgres(empty_postgres_url: str, databases: Databases) -> None:

@@ -41,7 +41,10 @@ class Pretended:
         self.pid = 0
         self.keys: list[str] = []
         self.findings: list[str] = []
+        self.problems: list[dict[str, str]] = []
+        self.port = 18999
         self.schema, self.newest = "0003", "0003"
+        self.newest_of: dict[str, str] = {}  # releases that know another schema as the newest
 
     def _run(
         self, words: list[str], *, input: str = "", env: Mapping[str, str] | None = None, **_: Any
@@ -89,7 +92,8 @@ class Pretended:
             return f"hx-gateway {program.read_text()}"
         if rest[0] == "check":
             checked = {
-                "ok": True, "listen": {"url": "http://127.0.0.1:18999"}, "settings": [], "warnings": [], "problems": [],
+                "ok": not self.problems, "listen": {"url": f"http://127.0.0.1:{self.port}"}, "settings": [], "warnings": [],
+                "problems": self.problems,
                 "keys": {"master": False, "names": [], "stored": len(self.keys)}, "default_model": None,
                 "live": {"findings": [{"level": "error", "message": finding} for finding in self.findings]},
             }  # fmt: skip
@@ -97,7 +101,9 @@ class Pretended:
         if rest[0] == "import-litellm":  # the real one
             return str(CliRunner().invoke(application(), list(map(str, rest))).stdout)
         if rest[0] == "db":
-            return json.dumps({"schema": self.schema, "newest": self.newest})
+            if rest[1] == "revert":
+                self.schema = self.newest
+            return json.dumps({"schema": self.schema, "newest": self.newest_of.get(program.parent.parent.name, self.newest)})
         if rest[0] == "keys":
             if rest[1] == "create" and rest[2] in self.keys:
                 return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,10 @@ from tests.unit.ops.pretended import BrokenOff, Pretended, source
 
 from hx_gateway.ops import rollback, service, steps
 from hx_gateway.ops.bundle import Source
-from hx_gateway.ops.host import Refused, open_unlinked
-from hx_gateway.ops.install import removal
+from hx_gateway.ops.host import Host, Refused, open_unlinked
+from hx_gateway.ops.install import alone, deploy, removal
 from hx_gateway.ops.permissions import deviations, put_right
-from hx_gateway.ops.plan import Failed, carry_out, shown
+from hx_gateway.ops.plan import Failed, Step, carry_out, shown
 from hx_gateway.ops.steps import Deployment
 
 
@@ -84,6 +86,123 @@ def test_broken_off_at_each_command_and_run_again(tmp_path: Path) -> None:
         found = state_of(machine.host.root)
         assert found.keys() == expected.keys(), f"broken off at {whole.calls[call - 1]}"
         assert deployed(machine) == 0
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_broken_off_in_each_step_and_run_again(moment: str, tmp_path: Path) -> None:
+    whole = Pretended(tmp_path / "whole")
+    deployed(whole)
+    expected = state_of(whole.host.root).keys()
+    names = [step.name for step in deployment(whole).steps()]
+    assert len(names) == 16
+    for name in names:
+        machine = Pretended(tmp_path / name)
+
+        def breaking(step: Step, name: str = name) -> Step:
+            def apply() -> None:
+                if moment == "after":
+                    step.apply()
+                raise BrokenOff
+
+            return replace(step, apply=apply) if step.name == name else step
+
+        said: list[str] = []
+        made = deployment(machine)
+        if name == "tidy":  # it has something to do only where there are many releases
+            for version in ("0.1", "0.2", "0.3", "0.4"):
+                deployed(machine, source(version))
+        with pytest.raises(BrokenOff):
+            carry_out([breaking(step) for step in made.steps()], said.append, made.recover)
+        assert said[-1] == f"{name:<14} broken off; run it again to go on from here"
+        deployed(machine)
+        assert machine.active and machine.enabled and machine.user
+        if name != "tidy":
+            assert state_of(machine.host.root).keys() == expected, name
+        assert deployed(machine) == 0
+
+
+def test_two_deployments_at_once(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    with alone(machine.host), pytest.raises(Refused, match="another deployment is under way on this machine: wait for it"):
+        deploy(deployment(machine), lambda line: None)
+    assert deploy(deployment(machine), lambda line: None) > 8
+
+
+def test_a_port_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Pretended(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        machine.port = listener.getsockname()[1]
+        with pytest.raises(Failed, match=rf"port {machine.port} is taken by another program: stop it, or set service.port in "):
+            deployed(machine)
+    assert deployed(machine) > 8
+
+
+def test_a_command_of_that_name_that_is_another_program(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    machine.host.command.parent.mkdir(parents=True)
+    machine.host.command.write_text("#!/bin/sh\n")
+    with pytest.raises(Failed, match="hx-gateway is another program: move it away"):
+        deployed(machine)
+    assert machine.host.command.read_text() == "#!/bin/sh\n"
+
+
+def test_a_configuration_that_cannot_be_used(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    machine.problems = [{"path": "service.port", "message": "should be a number"}]
+    with pytest.raises(Failed, match=r"config.yaml cannot be used:\n  service.port: should be a number\ncorrect it, then run this again"):
+        deployed(machine)
+
+
+def test_a_database_of_a_newer_release(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    deployed(machine)
+    machine.schema = "0009"
+    with pytest.raises(Failed, match="the database has schema 0009, and release 2.0.0 knows up to 0003: install a release that does"):
+        deployed(machine, source("2.0.0"))
+
+
+@pytest.mark.parametrize("at", ["start", "validation"])
+def test_a_schema_that_a_failed_upgrade_changed_is_changed_back(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Pretended(tmp_path)
+    deployed(machine)
+
+    def upgraded(host: Host, full: bool = False) -> str:
+        if host.release() == host.releases / "2.0.0":
+            assert full, "the schema must not change under a release that runs"
+            machine.schema = "0004"
+            if at == "start":
+                raise Refused("as planned")
+        return service.restart(host, full)
+
+    def refused(*_: object) -> list[str]:
+        raise Refused("as planned")
+
+    machine.newest_of["2.0.0"] = "0004"
+    monkeypatch.setattr(steps, "restart", upgraded)
+    if at == "validation":
+        monkeypatch.setattr(steps, "validate", refused)
+    with pytest.raises(Failed, match="as planned"):
+        deployed(machine, source("2.0.0"))
+    assert (machine.schema, machine.active, machine.host.release()) == ("0003", True, machine.host.releases / "1.0.0")
+
+
+def test_a_rollback_takes_the_database_back_where_that_is_said(tmp_path: Path) -> None:
+    machine = Pretended(tmp_path)
+    host = machine.host
+    machine.newest_of["2.0.0"] = "0004"
+    for version in ("1.0.0", "2.0.0"):
+        deployed(machine, source(version))
+    machine.schema = "0004"
+    target = rollback.target_of(host, "")
+    with pytest.raises(Failed, match="Say --with-database to put back the copy"):
+        carry_out(rollback.to_release(host, target), lambda line: None)
+    machine.failing = "revert"
+    with pytest.raises(Failed, match="the database stays as it is: revert: as planned"):
+        carry_out(rollback.to_release(host, target, True), lambda line: None)
+    assert machine.active and host.release() == host.releases / "2.0.0", "it runs as before"
+    machine.failing = ""
+    carry_out(rollback.to_release(host, target, True), lambda line: None)
+    assert (machine.schema, machine.active, host.release()) == ("0003", True, host.releases / "1.0.0")
 
 
 @pytest.mark.parametrize("failing", ["useradd", "venv", "install", "create", "daemon-reload", "enable", "start"])

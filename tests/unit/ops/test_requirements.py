@@ -42,9 +42,22 @@ def test_a_machine_that_has_everything(tmp_path: Path, python: Path) -> None:
     assert found(tmp_path / "m", DEBIAN) == []
 
 
-@pytest.mark.parametrize(("have", "remedy"), [(DEBIAN, "apt install passwd"), (FEDORA, "dnf install shadow-utils")])
-def test_a_missing_program_is_named_with_its_package(have: set[str], remedy: str, tmp_path: Path, python: Path) -> None:
-    assert found(tmp_path / "m", have - {"useradd"}) == [f"useradd is missing: {remedy}"]
+PACKAGES = {
+    "systemctl": ("systemd", "systemd"),
+    "journalctl": ("systemd", "systemd"),
+    "getent": ("libc-bin", "glibc-common"),
+    "useradd": ("passwd", "shadow-utils"),
+    "userdel": ("passwd", "shadow-utils"),
+}
+
+
+@pytest.mark.parametrize("program", [program for program, *_ in requirements.PROGRAMS])
+def test_each_missing_program_is_named_with_its_package(program: str, tmp_path: Path, python: Path) -> None:
+    debian, fedora = PACKAGES[program]
+    assert found(tmp_path / "m", DEBIAN - {program}) == [f"{program} is missing: apt install {debian}"]
+    assert found(tmp_path / "n", FEDORA - {program}) == [f"{program} is missing: dnf install {fedora}"]
+    neither = f"{program} is missing: install the package {debian} (Debian) or {fedora} (Fedora)"
+    assert found(tmp_path / "o", FEDORA - {"dnf", program}) == [neither]
 
 
 def test_rights_and_systemd(tmp_path: Path, python: Path) -> None:
