@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hx_gateway.config.schema import GatewayConfig
-    from hx_gateway.stores.learned_files import Standing
     from hx_gateway.stores.sql.engine import Store
 
 Group = Annotated[str, typer.Option("--group", "-g", help="A group that learns; may be left out where there is one.")]
@@ -71,30 +70,10 @@ def list_(group: Group = "", config: Config = None, as_json: Json = False) -> No
     """List a group's artifacts, their roles, and what became of them."""
     import json
 
-    from hx_gateway.access.moments import written
-
     async def work(store: Store, settings: GatewayConfig, name: str) -> dict[str, Any]:
-        from hx_gateway.stores.sql import learning
+        from hx_gateway.stores import promotion
 
-        revision, standing = await learning.standing(store, name)
-        found = await learning.artifacts(store, name)
-        rows = {"": 0, **{version: created for version, (created, _) in found.items()}}
-        trial = standing.trial
-        return {
-            "group": name,
-            "revision": revision,
-            "judged": standing.judged,
-            "trial": {"answers": len(trial), "lead": round(-sum(trial) / len(trial), 6) if trial else None},
-            "artifacts": [
-                {"version": version, "role": _role(standing, version), "added_at": written(created) if created else None}
-                for version, created in rows.items()
-                if version or _role(standing, version)
-            ],
-            "events": [
-                {"at": written(event.at_ms), "action": event.action, "version": event.version, "why": event.why}
-                for event in standing.events
-            ],
-        }
+        return await promotion.told(store, name)
 
     found = _opened(config, group, work)
     if as_json:
@@ -109,10 +88,6 @@ def list_(group: Group = "", config: Config = None, as_json: Json = False) -> No
         typer.echo(f"  {event['at']}  {event['action']:9} {event['version'][:12] or 'untrained':12}  {event['why']}")
 
 
-def _role(standing: Standing, version: str) -> str:
-    return "champion" if version == standing.champion else "challenger" if version == standing.challenger else ""
-
-
 def promote(
     artifact: Annotated[str, typer.Argument(help="A file that `router train` wrote, or the version of one that the group has.")],
     group: Group = "",
@@ -123,21 +98,21 @@ def promote(
     file = _file(artifact)
 
     async def work(store: Store, settings: GatewayConfig, name: str) -> str:
-        from hx_gateway.stores.learning import changed
+        from hx_gateway.stores import promotion
         from hx_gateway.stores.sql import learning
 
-        version = await _taken(store, name, artifact, file)
-        revision, standing = await learning.standing(store, name)
-        if version == standing.champion and (now or not standing.challenger):
+        if file is not None:
+            await learning.keep_artifact(store, name, *file)
+        try:
+            version = file[0] if file is not None else await promotion.version_of(store, name, artifact)
+        except promotion.NotPossible as error:
+            _fail(f"there is no such file, and {error}; hx-gateway router list shows them")
+        role = await promotion.promote(store, name, version, now, "by hand")
+        if not role:
             return f"{version[:12]} is the champion of {name} already"
-        if now or not revision:
-            after = changed(standing, version, standing.champion if revision else None, ("promoted", version, "by hand"))
-        else:
-            after = changed(standing, standing.champion, version, ("shadow", version, "by hand"))
-        await learning.write(store, name, revision, after)
         _noted(settings, "router.promote", name, version)
-        role = "decides" if version == after.champion else "runs in shadow"
-        return f"{version[:12]} {role} in {name}; gateways take it over within seconds"
+        does = "decides" if role == "champion" else "runs in shadow"
+        return f"{version[:12]} {does} in {name}; gateways take it over within seconds"
 
     typer.echo(_opened(config, group, work))
 
@@ -171,31 +146,16 @@ def _file(artifact: str) -> tuple[str, bytes] | None:
         _fail(error)
 
 
-async def _taken(store: Store, name: str, artifact: str, file: tuple[str, bytes] | None) -> str:
-    """The version of an artifact, stored if it came as a file."""
-    from hx_gateway.stores.sql import learning
-
-    if file is not None:
-        await learning.keep_artifact(store, name, *file)
-        return file[0]
-    versions = [version for version in await learning.artifacts(store, name) if version.startswith(artifact.lower())]
-    if len(versions) != 1 or len(artifact) < 6:
-        _fail(f"{artifact}: neither a file nor the version of one artifact of {name}; hx-gateway router list shows them")
-    return versions[0]
-
-
 def demote(group: Group = "", config: Config = None) -> None:
     """Take the champion out: the challenger decides from here on, or without one the stated order until answers were judged."""
 
     async def work(store: Store, settings: GatewayConfig, name: str) -> str:
-        from hx_gateway.stores.learning import changed
-        from hx_gateway.stores.sql import learning
+        from hx_gateway.stores import promotion
 
-        revision, standing = await learning.standing(store, name)
-        champion, follower = standing.champion, standing.challenger or ""
-        if not revision or champion == follower:
-            _fail(f"{name} has no champion that could be taken out")
-        await learning.write(store, name, revision, changed(standing, follower, None, ("demoted", champion, "by hand")))
+        try:
+            champion, follower = await promotion.demote(store, name, "by hand")
+        except promotion.NotPossible as error:
+            _fail(error)
         _noted(settings, "router.demote", name, champion)
         return f"{champion[:12] or 'untrained'} is out; {follower[:12] or 'the stated order'} decides in {name} within seconds"
 

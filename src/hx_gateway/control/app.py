@@ -13,7 +13,22 @@ from hx_gateway.control.dashboard import shell
 from hx_gateway.control.dependencies import Gateway
 from hx_gateway.control.envelope import Envelope
 from hx_gateway.control.proxies import Proxies
-from hx_gateway.control.routes import docs, endpoints, feedback, forward, health, history, keys, logs, metrics, models, rag, routing, usage
+from hx_gateway.control.routes import (
+    docs,
+    endpoints,
+    feedback,
+    forward,
+    health,
+    history,
+    keys,
+    learning,
+    logs,
+    metrics,
+    models,
+    rag,
+    routing,
+    usage,
+)
 from hx_gateway.control.siblings import Siblings
 
 _ABOUT = "One OpenAI-compatible door to a private fleet of model servers."
@@ -65,6 +80,7 @@ def create_app(gateway: Gateway) -> ControlApp:
     app.include_router(docs.router())
     app.include_router(models.router())
     app.include_router(routing.router())
+    app.include_router(learning.router())
     app.include_router(endpoints.router())
     app.include_router(keys.router())
     app.include_router(usage.router())

@@ -63,11 +63,11 @@ def truth(model: str, hard: bool) -> float:
 class Live:
     """A gateway with a group of two scripted servers."""
 
-    def __init__(self, weak: str, strong: str, state: Path, more: str = "") -> None:
+    def __init__(self, weak: str, strong: str, state: Path, more: str = "", workers: int = 1) -> None:
         self.state = state
         self.chance = random.Random(7)
         self.process = GatewayProcess(
-            CONFIG.format(weak=weak, strong=strong, state=state, more=more), {"ALICE": "alice-test-key", "BOB": "bob-test-key"}
+            CONFIG.format(weak=weak, strong=strong, state=state, more=more), {"ALICE": "alice-test-key", "BOB": "bob-test-key"}, workers
         )
 
     def call(self, path: str, body: Any = None, key: str = KEY) -> tuple[int, Any, dict[str, str]]:
@@ -198,6 +198,16 @@ def test_a_challenger_takes_over_and_a_drifted_one_goes_again(
         until(lambda: live.standing()["challenger"] is not None, 30)
         challenger = live.standing()["challenger"]
         assert live.standing()["champion"] == before["champion"] != challenger
+
+        def shadowed() -> dict[str, Any] | None:
+            for hard in (False, True):
+                live.ask(hard)
+            routed: dict[str, Any] = live.call("/admin/learning")[1]["data"][0]["routed"]
+            return routed if routed["shadowed"] >= 6 else None
+
+        until(shadowed)
+        routed = live.call("/admin/learning")[1]["data"][0]["routed"]
+        assert routed["agreed"] <= routed["shadowed"] / 2, f"one knows what the other has the wrong way round: {routed}"
         live.judged(60)
         standing = live.standing()
         assert standing["champion"] == challenger and standing["challenger"] == before["champion"], standing
@@ -207,9 +217,25 @@ def test_a_challenger_takes_over_and_a_drifted_one_goes_again(
         listed = json.loads(live.router("list", "--json"))
         actions = [event["action"] for event in listed["events"]]
         assert actions[:4] == ["promoted", "shadow", "promoted", "demoted"] and actions.count("demoted") >= 2, listed["events"]
+        told = live.call("/admin/learning")[1]["data"][0]
+        assert [one["role"] for one in told["artifacts"] if one["version"].startswith(before["champion"])] == ["champion"]
+        assert told["events"] == listed["events"] and told["trial"]["needed"] == 40 and told["routed"]["decisions"] >= 180
         assert "champion" in live.router("list")
         assert "is out" in live.router("demote")
         until(lambda: live.standing()["champion"] != before["champion"], 30)
+
+
+def test_two_workers_keep_the_share_together(servers: tuple[str, str], artifacts: tuple[Path, Path], tmp_path: Path) -> None:
+    live = Live(*servers, tmp_path / "state", f', artifact: "{artifacts[0]}"', workers=2)
+    live.process.path.write_text(live.process.path.read_text().replace("quality: 0.7, explore: 0.2", "strong_share: 0.3, explore: 0"))
+    with live.process:
+        found = Counter(live.ask(number % 2 == 1)["x-hx-model"] for number in range(400))
+        assert found["strong"] / found.total() == pytest.approx(0.3, abs=0.03)
+
+        def counted() -> float:
+            return sum(float(line.rpartition(" ")[2]) for line in live.metrics() if line.startswith("hx_gateway_learned_decisions_total{"))
+
+        until(lambda: counted() == 400)  # of both
 
 
 def test_who_may_judge_what_and_how_often(servers: tuple[str, str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import and_, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from hx_gateway.ledger.record import UsageRecord
-from hx_gateway.routing.learned.choice import unpacked
+from hx_gateway.routing.learned.choice import EXPLORE, unpacked
 from hx_gateway.stores.sql.schema import BODIES, FEEDBACK, ROUTED, USAGE
 
 if TYPE_CHECKING:
@@ -54,6 +55,44 @@ async def decisions(store: Store, group: str, from_ms: int, to_ms: int, most: in
     async with store.reading() as connection:
         rows = (await connection.execute(asked)).mappings().all()
     return [{**row, "detail": msgspec.json.decode(row["detail"])} for row in rows]
+
+
+async def tally(store: Store, group: str, from_ms: int, most: int, challenger: str | None) -> dict[str, Any]:
+    """What became of the latest decisions of a group since a moment.
+
+    Args:
+        store: The store.
+        group: The group.
+        from_ms: Unix milliseconds.
+        most: Decisions at most.
+        challenger: Version of the artifact in shadow; None for none.
+
+    Returns:
+        ``decisions`` (how many), ``models`` and ``rules`` (how many by model that answered, and by what decided), and of those that the
+        challenger was asked and no draw made: ``shadowed``, and ``agreed`` (how many it would have given to the same model).
+
+    Raises:
+        StoreError: The database cannot be used.
+    """
+    asked = select(ROUTED.c.model, ROUTED.c.detail).where(ROUTED.c.grp == group, ROUTED.c.at_ms >= from_ms)
+    async with store.reading() as connection:
+        rows = (await connection.execute(asked.order_by(ROUTED.c.at_ms.desc()).limit(most))).all()
+    known = [(model, msgspec.json.decode(detail)) for model, detail in rows]
+    shadow = [
+        detail["shadow"] == model
+        for model, detail in known
+        if challenger is not None
+        and detail["shadow"]
+        and detail["shadow_version"] == challenger[: len(detail["shadow_version"])]
+        and detail["rule"] != EXPLORE
+    ]
+    return {
+        "decisions": len(known),
+        "models": dict(Counter(model for model, _ in known)),
+        "rules": dict(Counter(detail["rule"] for _, detail in known)),
+        "shadowed": len(shadow),
+        "agreed": sum(shadow),
+    }
 
 
 async def unjudged(store: Store, group: str, after_ms: int, most: int) -> list[Any]:
