@@ -10,10 +10,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from hx_gateway.control.dashboard import live
-from hx_gateway.control.dashboard.frame import SignedIn, fields, part, render
+from hx_gateway.control.dashboard.frame import SignedIn, fields, go, part, render
 from hx_gateway.control.dashboard.requests import explained
 from hx_gateway.control.dependencies import Gateway, GatewayOf, siblings_of
-from hx_gateway.control.routes import usage
+from hx_gateway.control.routes import learning, usage
 from hx_gateway.core.context import CHAT, EMBEDDINGS, Identity
 from hx_gateway.core.errors import Failure
 from hx_gateway.ledger.reports import Filter
@@ -32,6 +32,11 @@ def router() -> APIRouter:
         """The whole page."""
         span = span if span in SPANS else "hour"
         targets = gateway.registry.targets
+        learned, failure = [], None
+        try:
+            learned = await learning.standings(gateway, SPANS[span])
+        except Failure as refused:  # what stands above it is still of use
+            failure = refused
         return render(
             request,
             session,
@@ -42,6 +47,9 @@ def router() -> APIRouter:
             names=[name for name, target in targets.items() if target.kind != "alias"],
             shares=await _shares(gateway, session.identity, SPANS[span]),
             decisions=await _latest(request),
+            learns=bool(learned or failure),
+            learned=learned,
+            failure=failure,
         )
 
     @routes.get("/routing/live")
@@ -56,6 +64,8 @@ def router() -> APIRouter:
                 if looks % _SLOW_LOOKS == 0:
                     shares = await _shares(gateway, session.identity, SPANS.get(span, 3600))
                     seen["shares"] = part(request, "routing_shares.html", shares=shares, span=span)
+                    found = await learning.standings(gateway, SPANS.get(span, 3600))
+                    seen["learned"] = part(request, "routing_learned.html", learned=found, span=span, token=session.kept.csrf)
                 seen["decisions"] = part(request, "routing_decisions.html", decisions=await _latest(request))
                 seen["problem"] = ""
             except Failure as failure:
@@ -82,6 +92,22 @@ def router() -> APIRouter:
         choice = told["choice"] or {"model": "nothing", "endpoint": "no server"}
         decision = explained({**choice, "policy": told["policy"], "reason": told["rule"]}, told)
         return render(request, session, "routing_explained.html", told=told, decision=decision)
+
+    @routes.post("/routing/learned/{group:path}/promote")
+    async def promote(group: str, request: Request, session: SignedIn, gateway: GatewayOf) -> Response:
+        """Has an artifact of a group run in shadow, or decide."""
+        given = await fields(request)
+        done = await learning.promote(gateway, request, session.identity, group, given.get("version", ""), "now" in given)
+        does = "decides" if done["role"] == "champion" else "runs in shadow"
+        return go(request, "/ui/routing", f"{done['version'][:12]} {does} in {group}, everywhere within seconds.")
+
+    @routes.post("/routing/learned/{group:path}/demote")
+    async def demote(group: str, request: Request, session: SignedIn, gateway: GatewayOf) -> Response:
+        """Takes the champion of a group out."""
+        done = await learning.demote(gateway, request, session.identity, group)
+        return go(
+            request, "/ui/routing", f"{done['version'][:12] or 'The scorer'} decides no longer in {group}, everywhere within seconds."
+        )
 
     return routes
 
