@@ -9,6 +9,7 @@ import msgspec
 
 from hx_gateway.core.context import Exchange
 
+_LITELLM = b"x-litellm-tags: "
 _MOST = 64  # of one request, and
 _LONGEST = 256  # characters of one
 
@@ -35,7 +36,7 @@ def tags_of(exchange: Exchange) -> frozenset[str]:
 
 
 def _headers(exchange: Exchange) -> Iterator[str]:
-    forward = exchange.forward
-    given = [value for name, value in zip(forward[::3], forward[1::3], strict=False) if name.startswith(b"x-litellm-tags:")]
+    # LiteLLM's own goes on to a LiteLLM behind the gateway, and so is among what is forwarded: whole lines, in any number of pieces.
+    given = [line[len(_LITELLM) :] for line in b"".join(exchange.forward).split(b"\r\n") if line.startswith(_LITELLM)]
     for value in (exchange.notes.get(b"x-hx-tags", b""), *given):
         yield from (tag.strip() for tag in value.decode("latin-1").split(","))

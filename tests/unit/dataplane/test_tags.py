@@ -90,7 +90,7 @@ def test_tags_are_read_from_header_and_body(body: dict[str, Any], header: bytes,
     assert tags_of(exchange) == tags
     if header:
         exchange.notes.clear()
-        exchange.forward += [b"accept: ", b"*/*", b"\r\n", b"x-litellm-tags: ", header, b"\r\n"]
+        exchange.forward += [b"accept: */*\r\nx-litellm-tags: ", header, b"\r\nx-other: x-litellm-tags: c\r\n"]
         assert tags_of(exchange) == tags
 
 
