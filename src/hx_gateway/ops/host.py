@@ -220,11 +220,11 @@ def last_words(done: subprocess.CompletedProcess[str], lines: int = 6) -> str:
 
 
 def environment_of(text: str) -> dict[str, str]:
-    """The variables in the text of an environment file."""
+    """The variables in the text of an environment file; systemd leaves out what has another kind of name."""
     found = {}
     for line in text.splitlines():
         name, equals, value = line.strip().partition("=")
-        if equals and name and not name.startswith(("#", ";")):
+        if equals and name.strip().isidentifier():
             quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
             found[name.strip()] = value[1:-1] if quoted else value
     return found

@@ -210,7 +210,7 @@ def test_systemd_finds_the_unit_clean_and_tight(tmp_path: Path) -> None:
 
 
 def test_an_environment_file() -> None:
-    assert environment_of("# a comment\nA=1\n B = two\nC='three words'\nnothing\nD=\"\"\n") == {
+    assert environment_of("# a comment\nA=1\n B = two\nC='three words'\nnothing\nD=\"\"\n;E=5\n1F=6\n") == {
         "A": "1",
         "B": " two",
         "C": "three words",
