@@ -100,6 +100,19 @@ def test_a_share_holds_and_an_explanation_does_not_move_it() -> None:
     assert {rule for _, rule in learned.counts} == {SHARE}
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.7])
+def test_workers_that_each_keep_their_share_keep_it_together_from_the_start(share: float) -> None:
+    settings, dice = LearnedSettings(strong_share=share, explore=0.0), random.Random(2)
+    workers = [Learned("g", MODELS, settings) for _ in range(4)]
+    scorer = taught(settings).champion
+    for worker in workers:
+        worker.take(scorer, None)  # nothing tells them where the limit lies
+    words = ("theorem", "city", "lemma", "flag", "river")
+    first = [dice.choice(workers).choose(extract(" ".join(dice.choice(words) for _ in range(6))), (0.0, 0.0)).order[0] for _ in range(2000)]
+    assert first.count("strong") / len(first) == pytest.approx(share, abs=0.05)
+    assert first[400:].count("strong") / 1600 == pytest.approx(share, abs=0.03)
+
+
 def test_a_draw_is_marked_and_never_made_for_an_explanation() -> None:
     learned = taught(LearnedSettings(quality=0.8, explore=0.2), chance=0.1)
     assert learned.choose(HARD, (0.0, 0.0)).rule == EXPLORE

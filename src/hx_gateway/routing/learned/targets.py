@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from math import nextafter
 
 from hx_gateway.routing.learned.model import Scorer, probability
 
 _PACE = 0.002  # how far one request moves the limit
+_FIRST = 100  # requests whose gains tell where the limit lies, where training does not
 
 
 class ShareThreshold:
     """Sends a stated share of prompts to the strong model: those where it gains most.
 
+    Every worker keeps its own, and where each keeps its share the whole does.
+
     Args:
         share: Of requests that may go there, 0 to 1.
         limit: What the strong model must be expected to gain at least; moves with what is asked, so that the share holds for other
-            prompts too.
+            prompts too. None for unknown: the first prompts tell.
     """
 
-    __slots__ = ("limit", "share")
+    __slots__ = ("_seen", "limit", "share")
 
-    def __init__(self, share: float, limit: float = 0.0) -> None:
+    def __init__(self, share: float, limit: float | None = None) -> None:
         self.share = share
-        self.limit = limit
+        self.limit = limit or 0.0
+        self._seen: list[float] | None = [] if limit is None else None  # in rising order
 
     @classmethod
     def of(cls, scorer: Scorer, weak: str, strong: str, share: float) -> ShareThreshold:
@@ -42,7 +47,14 @@ class ShareThreshold:
     def takes(self, gain: float) -> bool:
         """Whether a prompt goes to the strong model; the limit then moves a little towards the share."""
         strong = gain > self.limit
-        self.limit = min(1.0, max(-1.0, self.limit + _PACE * (strong - self.share)))
+        seen = self._seen
+        if seen is None:
+            self.limit = min(1.0, max(-1.0, self.limit + _PACE * (strong - self.share)))
+        else:
+            insort(seen, gain)
+            self.limit = seen[min(len(seen) - 1, int((1.0 - self.share) * len(seen)))]
+            if len(seen) == _FIRST:
+                self._seen = None
         return strong
 
 
