@@ -30,11 +30,11 @@ class Limiter:
 
     Args:
         later: Calls a function after so many seconds; None writes true figures at once.
-        clock: Monotonic seconds; a simulation has its own.
+        clock: Monotonic seconds of a simulation; none means the real ones.
     """
 
     def __init__(
-        self, later: Callable[[float, Callable[[], None]], object] | None = None, clock: Callable[[], float] = time.monotonic
+        self, later: Callable[[float, Callable[[], None]], object] | None = None, clock: Callable[[], float] | None = None
     ) -> None:
         self._clock = clock
         self.accounts: dict[str, Account] = {}
@@ -309,7 +309,9 @@ class Limiter:
             table.release(account.index)
 
     def count(self, account: Account, refusal: Refusal) -> None:
-        """Count a refusal."""
+        """Count a refusal; that of a deployment refuses nobody yet."""
+        if account.scope == "deployment":
+            return
         key = (account.scope, refusal.limit)
         self.refused[key] = self.refused.get(key, 0) + 1
 
@@ -389,7 +391,7 @@ class Limiter:
         if not table.acquire(index):
             return False
         try:
-            state = self._current(account, table, self._clock(), True)
+            state = self._current(account, table, self._clock() if self._clock is not None else time.monotonic(), True)
             if state is not None:
                 account.dirty = False
                 table.write(index, state)

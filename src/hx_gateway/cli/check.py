@@ -24,6 +24,8 @@ def _places(config: GatewayConfig, name: str, model: ModelSettings) -> list[dict
         "upstream_model": model.upstream_model or name,
         "weight": model.weight,
         "max_concurrent": model.max_concurrent,
+        "requests_per_minute": model.requests_per_minute,
+        "tokens_per_minute": model.tokens_per_minute,
     }
     if model.path is not None:
         return [{**shared, "endpoint": f"own server for {model.path}", "url": None, "provider": "openai"}] * model.replicas
@@ -44,7 +46,7 @@ def _names(config: GatewayConfig) -> Iterator[dict[str, Any]]:
     for name, path, kind in public_names(config):
         if kind == "model":
             model = config.models[name]
-            yield {"name": name, "kind": kind, "policy": algorithm, "deployments": _places(config, name, model)}
+            yield {"name": name, "kind": kind, "policy": model.policy or algorithm, "deployments": _places(config, name, model)}
         elif kind == "group":
             group = config.groups[name]
             members = [owners.get(member, member) for member in group.models]
@@ -120,6 +122,7 @@ def _deployment(place: dict[str, Any]) -> str:
     where = place["endpoint"] if place["url"] in (None, place["endpoint"]) else f"{place['endpoint']} {place['url']}"
     upstream = f" as {place['upstream_model']}" if place["upstream_model"] != place["model"] else ""
     limit = f", at most {place['max_concurrent']} at once" if place["max_concurrent"] else ""
+    limit += "".join(f", {place[f'{what}_per_minute']} {what} a minute" for what in ("requests", "tokens") if place[f"{what}_per_minute"])
     return f"{place['model']} on {where}{upstream} (provider {place['provider']}, weight {place['weight']:g}{limit})"
 
 

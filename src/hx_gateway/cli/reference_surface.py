@@ -33,6 +33,7 @@ _HEADERS = """
 | `x-hx-model-group` | Model, alias or group, where the body names no model. |
 | `x-hx-timeout-ms` | The client's own total deadline in milliseconds. |
 | `x-hx-cache` | With `cache.enabled`: `off` leaves the cache out, `on` opts in at any temperature, `refresh` asks again and keeps the new answer. |
+| `x-hx-tags` | With `load_balancer.tag_filtering`: tags a deployment must have, split at commas, as in the body's `metadata.tags`; `&tag` is required, `!tag` ruled out. `x-litellm-tags` is read, too. |
 | `x-request-id` | Sent back and upstream where it is a plain token of at most 128 characters; else the gateway makes one. |
 | `x-openwebui-user-id` | The end user, for the ledger; believed from keys in `ledger.end_user_keys` only, and passed on (`ledger.end_user_header`). |
 | `traceparent`, `tracestate` | Passed on; with `monitoring.otlp_endpoint` a sampled trace goes on here, and the model server gets the span of its attempt as its parent. |

@@ -47,6 +47,8 @@ class ServerPlan(_Settings):
         count: How many.
         models: The models they serve; empty for all.
         slots: Requests at once, for each model; the others wait.
+        requests_per_minute: Most requests that the gateway sends to each model in a minute; 0 for no limit.
+        tokens_per_minute: The same for tokens of prompts and answers.
         prefill_tokens_per_second: Prompts are read one after the other at this rate.
         decode_tokens_per_second: A request that is alone is written at this rate.
         decode_slowdown: By how much each further request slows the writing of all, as a share.
@@ -64,6 +66,8 @@ class ServerPlan(_Settings):
     count: Annotated[int, Field(ge=1, le=1000)] = 1
     models: list[str] = []
     slots: Annotated[int, Field(ge=1)] = 8
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    tokens_per_minute: Annotated[int, Field(ge=0)] = 0
     prefill_tokens_per_second: _More = 5000.0
     decode_tokens_per_second: _More = 40.0
     decode_slowdown: _NotLess = 0.0

@@ -8,6 +8,8 @@ from functools import partial
 from math import exp
 from time import perf_counter_ns
 
+from hx_gateway.access.account import Account, Hold
+from hx_gateway.access.limiter import Limiter
 from hx_gateway.core import errors
 from hx_gateway.core.errors import ErrorKind
 from hx_gateway.fleet.breaker import Breaker
@@ -16,6 +18,7 @@ from hx_gateway.fleet.endpoint import Address, Endpoint, Prices
 from hx_gateway.fleet.pace import LESSON_S
 from hx_gateway.fleet.registry import Target
 from hx_gateway.routing.ask import Ask
+from hx_gateway.routing.ceilings import Ceilings, limits_of
 from hx_gateway.routing.policies import policy as policy_named
 from hx_gateway.routing.router import Router
 from hx_gateway.simulation.events import Events
@@ -68,6 +71,7 @@ class Call:
         "deployment",
         "failed",
         "first_s",
+        "hold",
         "last_s",
         "model",
         "sent_s",
@@ -86,6 +90,7 @@ class Call:
         self.deployment: Deployment | None = None
         self.sent_s = self.first_s = self.last_s = 0.0
         self.ahead_s = 0.0
+        self.hold: Hold | None = None
         self.alone = False
         self.trials = (0, 0)  # its numbers as a trial of the deployment's breaker, of the endpoint's; 0 for none
         self.cached_tokens = 0
@@ -106,6 +111,8 @@ class Call:
         now_s = simulation.events.now_s
         began_ns = perf_counter_ns()
         deployment = simulation.router.choose(self.ask, now_s)
+        if deployment is not None and deployment.limits is not None:
+            deployment, self.hold = simulation.ceilings.within(simulation.router, self.ask, deployment, now_s, self._needed)
         simulation.choose_ns.append(perf_counter_ns() - began_ns)
         if deployment is None:
             self._fail(self.failed or errors.NO_DEPLOYMENT)
@@ -123,6 +130,9 @@ class Call:
         job = Job(self.arrival, deployment.upstream_model, _Wire(self, server, simulation.events))
         simulation.events.after(server.plan.network_seconds, partial(server.send, job))
 
+    def _needed(self, account: Account) -> int:
+        return int(self.ask.prompt_tokens + account.completion) + 1
+
     def began(self, cached_tokens: int) -> None:
         """The first byte is here."""
         deployment = self.deployment
@@ -134,7 +144,7 @@ class Call:
     def ended(self, load_s: float, line_s: float, cached_known: bool) -> None:
         """The answer is complete."""
         simulation = self.simulation
-        deployment = self._release()
+        deployment = self._release(self.arrival.prompt_tokens, self.arrival.output_tokens)
         now_s = self.last_s = simulation.events.now_s
         for breaker in (deployment.breaker, deployment.endpoint.breaker):
             if breaker.failures or breaker.state != "closed":
@@ -181,9 +191,12 @@ class Call:
         self.last_s = self.simulation.events.now_s
         self.simulation.finished(self)
 
-    def _release(self) -> Deployment:
+    def _release(self, prompt_tokens: int = 0, output_tokens: int = -1) -> Deployment:
         deployment = self.deployment
         assert deployment is not None
+        if self.hold is not None:
+            hold, self.hold = self.hold, None
+            self.simulation.ceilings.settle(hold, prompt_tokens, output_tokens, self.simulation.events.now_s - self.sent_s)
         deployment.in_flight -= 1
         deployment.endpoint.in_flight -= 1
         self._read(deployment.endpoint)
@@ -238,6 +251,7 @@ class Simulation:
         self.router = Router(
             lambda name: policy_named(name, plan.policies, settings.seconds_per_cost_unit), chance=random.Random(seed + 1).random
         )
+        self.ceilings = Ceilings(Limiter(clock=lambda: self.events.now_s))
         self._policy = self.router.policy(policy)
         self._troubles: dict[Endpoint, int] = {}
         self._deployments: dict[str, list[Deployment]] = {name: [] for name in plan.models}
@@ -268,7 +282,12 @@ class Simulation:
                     priced = plan.models[model]
                     prices = Prices(priced.cost_per_request, priced.cost_per_prompt_token, priced.cost_per_completion_token)
                     deployment = Deployment(
-                        model, model, endpoint, prices=prices, breaker=Breaker(settings.breaker_threshold, settings.breaker_seconds)
+                        model,
+                        model,
+                        endpoint,
+                        limits=limits_of(described.requests_per_minute, described.tokens_per_minute),
+                        prices=prices,
+                        breaker=Breaker(settings.breaker_threshold, settings.breaker_seconds),
                     )
                     if described.managed and priced.gb:
                         deployment.size = priced.gb * 1e9  # as a list of models tells it, and what a probe expects of it

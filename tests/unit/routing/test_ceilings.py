@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from hx_gateway.access.account import Hold
 from hx_gateway.access.limiter import Limiter
 from hx_gateway.dataplane.waits import likely_wait_s, occupied, pause_s
@@ -15,6 +17,9 @@ from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.ceilings import Ceilings, limits_of
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
+from hx_gateway.simulation.plan import read_plan
+from hx_gateway.simulation.run import simulate
+from hx_gateway.simulation.trace import Arrival
 
 
 def place(name: str, requests: int = 0, tokens: int = 0) -> Deployment:
@@ -140,3 +145,19 @@ def test_a_reload_that_raises_the_limit_has_effect_at_once() -> None:
     assert sending.many(2) == {"a": 1, "": 1}, "one each six seconds now, not after a minute"
     sending.target.deployments[0].adopt(place("a"))
     assert sending.send() == ("a", None)
+
+
+@pytest.mark.parametrize("name", ["least_busy", "least_tokens", "intelligent"])
+def test_a_simulated_fleet_keeps_the_limit_by_its_own_clock(name: str) -> None:
+    plan = read_plan("{models: {m: {}}, servers: {small: {requests_per_minute: 30}, large: {}}}", "fleet")
+    arrivals = [Arrival(n * 0.5, 100, 20) for n in range(600)]
+    small, large = (server["requests"] for server in simulate(plan, arrivals, name).servers.values())
+    assert 30 + 149 <= small <= 30 + 150, "a minute's worth at once, then one each two seconds of five minutes"
+    assert small + large == 600
+
+
+def test_a_simulated_request_that_nobody_may_have_fails() -> None:
+    plan = read_plan("{models: {m: {}}, servers: {small: {tokens_per_minute: 1000}}}", "fleet")
+    report = simulate(plan, [Arrival(n * 0.5, 100, 20) for n in range(600)], "least_busy")
+    answered = 600 - report.failed
+    assert 0.9 * (1000 + 5000) <= answered * 120 <= 1.1 * (1000 + 5000)
