@@ -9,22 +9,23 @@ import typer
 _TIMEOUT_S = 15.0
 
 Url = Annotated[str, typer.Option("--url", envvar="HX_URL", help="Address of the gateway.")]
-Key = Annotated[str, typer.Option("--key", help="Environment variable that holds an admin key.")]
+Key = Annotated[str, typer.Option("--key", help="Environment variable that holds an admin key; without it HX_API_KEY, else MASTER_KEY.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
-_URL, _KEY = "http://127.0.0.1:8000", "MASTER_KEY"
+_URL, _KEY = "http://127.0.0.1:8000", ""
 
 
 def _ask(url: str, key: str, method: str, path: str) -> dict[str, Any]:
     """An answer of the admin API; where there is none, the command ends with the reason."""
     import json
-    import os
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
 
+    from hx_gateway.cli.verify import key_from
+
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no http or https address", param_hint="--url")
-    token = os.environ.get(key, "")
+    token = key_from(key)
     headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
         with urlopen(Request(url.rstrip("/") + path, method=method, headers=headers), timeout=_TIMEOUT_S) as answer:  # noqa: S310 - checked above
@@ -36,7 +37,7 @@ def _ask(url: str, key: str, method: str, path: str) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             why = f"HTTP status {error.code}, which is no answer of a gateway"
         if error.code == 401 and not token:
-            why = f"the environment has no {key}; put an admin key there, or name another variable with --key"
+            why = "the environment has no HX_API_KEY and no MASTER_KEY; put an admin key there, or name another variable with --key"
     except (URLError, OSError, ValueError) as error:
         why = f"no answer from {url}: {getattr(error, 'reason', error)}"
     typer.echo(f"hx-gateway: {why}", err=True)
@@ -51,15 +52,20 @@ def list_endpoints(url: Url = _URL, key: Key = _KEY, as_json: Json = False) -> N
 
         typer.echo(json.dumps(found, indent=2))
         return
+    import sys
+
     from rich.console import Console
     from rich.table import Table
+
+    from hx_gateway.cli.verify import WIDTH
 
     table = Table("name", "state", "under way", "in memory", "address", "", box=None, header_style="bold")
     for one in found["data"]:
         drained = f"drained by {one['drained']['by']}, {one['drained']['at']}" if one["drained"] else ""
         loaded = ", ".join(held["name"] for held in one["loaded"] or ())
         table.add_row(one["name"], one["state"], str(one["in_flight"]), loaded, one["address"], drained or one["error"] or "")
-    Console(highlight=False).print(table)
+    table.columns[4].overflow = "fold"  # an address that is cut short is none
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
 def drain(name: Name, url: Url = _URL, key: Key = _KEY) -> None:

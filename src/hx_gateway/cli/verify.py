@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hx_gateway.ops.verify_report import Report, Result
 
 _SIGNS = {"passed": ("green", "ok"), "failed": ("bold red", "FAILED"), "skipped": ("yellow", "skipped")}
-_WIDTH = 160  # of lines that no terminal shows
+WIDTH = 160  # of lines that no terminal shows
 _KEYS = ("HX_API_KEY", "MASTER_KEY")
 
 
@@ -106,7 +106,7 @@ def verify(
 
     console = Console(markup=False, highlight=False, emoji=False, stderr=as_json)
     if not console.is_terminal:
-        console.width = _WIDTH
+        console.width = WIDTH
     lengths = _lengths(dimensions or [])
     doing = console.status("asking …") if console.is_terminal else None
 
