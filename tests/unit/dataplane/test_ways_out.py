@@ -33,8 +33,8 @@ endpoints:
   two: {{url: "http://127.0.0.1:2", provider: "{here}:Provider", discover: false, max_concurrent: 2}}
   three: {{url: "http://127.0.0.1:{port}", provider: "{here}:Provider", discover: false}}
 models:
-  wide: {{endpoints: {places}, max_concurrent: {most}}}
-  lone: {{endpoint: three, max_concurrent: 2}}
+  wide: {{endpoints: {places}, max_concurrent: {most}, tokens_per_minute: 100000000}}
+  lone: {{endpoint: three, max_concurrent: 2, requests_per_minute: 1000000, tokens_per_minute: 100000000}}
 {more}
 groups:
   scored: {{models: [wide, lone], policy: own}}
@@ -310,6 +310,10 @@ class WaysOut(RuleBasedStateMachine):
         by_endpoint = Counter(exchange.deployment.endpoint for exchange in calling)
         assert {one: one.in_flight for one in self.deployments if one.in_flight} == by_deployment
         assert {one: one.in_flight for one in self.endpoints if one.in_flight} == by_endpoint
+        holds = [exchange.owner.ceiling for exchange in calling if isinstance(exchange.owner, Run) and exchange.owner.ceiling]
+        for account in {one.account for one in self.deployments if one.account is not None}:
+            held = self.gateway.backing.metering.limiter.mine(account)[1] - account.debts.held_tokens
+            assert held == sum(hold.tokens for hold in holds if hold.account is account)
         queued = [exchange for exchange in running if exchange not in calling]
         queues = self.proxy.hotel.queues
         assert self.proxy.hotel.size == sum(queue.size for queue in queues.values()) == len(queued)
