@@ -11,6 +11,8 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c re
 PORT   ?= 8000
 # Several test files at a time, in the order of testpaths.
 TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
+# What runs by itself comes first: it leaves the compiled tests to the processes that come after it.
+ALONE = $$(grep -rl 'mark[.]alone' tests --include='test_*.py')
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test test-system unit check fix bench bench-rag bench-router docs bundle constraints clean
@@ -37,8 +39,13 @@ demo: $(TRIED) ## the gateway with three small local models on port PORT (8000),
 	@$(BIN)/hx-gateway demo --port $(PORT)
 
 test: $(STAMP) ## every test that needs this machine only: unit, architecture, integration, e2e, faults
-	@$(BIN)/python -m pytest $(TOGETHER) -m "not alone"
-	@$(BIN)/python -m pytest -m alone
+	@status=0; \
+	$(BIN)/python -m pytest -m alone $(ALONE) || status=1; \
+	$(BIN)/python -m pytest $(TOGETHER) -m "not alone" || status=1; \
+	exit $$status
+
+# Thousands of short processes: each would compile everything anew.
+test test-system: export PYTHONDONTWRITEBYTECODE =
 
 test-system: $(STAMP) ## what needs root, Chromium, Prometheus or systemd-nspawn
 	@$(BIN)/python -m pytest tests/system tests/browser
@@ -68,7 +75,7 @@ bench-router: $(STAMP) ## measure how well the learned router knows which prompt
 docs: $(STAMP) ## write the generated reference pages again
 	@$(BIN)/hx-gateway docs --write
 
-bundle: $(STAMP) ## one tar to install the gateway from without a network, in dist/ (EXTRAS=local,postgres,…)
+bundle: $(TRIED) ## one tar to install the gateway from without a network, in dist/ (EXTRAS=local,postgres,…)
 	@$(BIN)/python tools/bundle.py $(if $(EXTRAS),--extras $(EXTRAS))
 
 constraints: $(STAMP) ## pin the versions installed in .venv
