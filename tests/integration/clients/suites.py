@@ -56,7 +56,7 @@ def environment() -> Path:
         for old in CACHE.glob("venv-*"):
             shutil.rmtree(old, ignore_errors=True)
         _run(sys.executable, "-m", "venv", folder)
-        install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
+        install = (python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
         _run(*install, "-c", CONSTRAINTS, "-r", REQUIREMENTS)
         complete.touch()
     return python
