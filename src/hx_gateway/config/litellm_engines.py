@@ -15,6 +15,7 @@ class Engine:
         level: How well it is carried over.
         message: What to know about it.
         key: Environment variable that LiteLLM takes its key from where the file gives none.
+        path: Where its OpenAI dialect is below an address without a path.
     """
 
     provider: str = ""
@@ -22,6 +23,7 @@ class Engine:
     level: str = "exact"
     message: str = ""
     key: str = ""
+    path: str = ""
 
 
 _NATIVE = "uses Ollama's chat endpoint, with the model's own template, instead of generate"
@@ -29,8 +31,11 @@ _OUTSIDE = "is a provider outside your network, used by its OpenAI dialect; what
 _LIKE = "is used by its OpenAI dialect"
 
 
-def _outside(prefix: str, url: str) -> Engine:
-    return Engine("openai", url, "approximate", f"{prefix} {_OUTSIDE}", f"{prefix.upper()}_API_KEY")
+def _outside(prefix: str, url: str, key: str = "") -> Engine:
+    return Engine("openai", url, "approximate", f"{prefix} {_OUTSIDE}", key or f"{prefix.upper()}_API_KEY")
+
+
+_AZURE = "is asked at Azure's /openai/v1, by the name of its deployment and with the key as a bearer token; no api_version is needed there"
 
 
 ENGINES: dict[str, Engine] = {
@@ -47,32 +52,47 @@ ENGINES: dict[str, Engine] = {
     "lm_studio": Engine("openai", "http://127.0.0.1:1234"),
     "xinference": Engine("openai", "http://127.0.0.1:9997"),
     "docker_model_runner": Engine("openai", "http://localhost:12434/engines"),
-    "lemonade": Engine("openai", "http://localhost:8000/api"),
+    "lemonade": Engine("openai", "http://localhost:8000/api/v1"),
     "litellm_proxy": Engine("litellm"),
     "huggingface": Engine("openai", "", "approximate", f"a text generation server {_LIKE}"),
     "infinity": Engine("openai", "", "approximate", f"an Infinity server {_LIKE}"),
     "oobabooga": Engine("openai", "", "approximate", f"the server {_LIKE}"),
     "databricks": Engine("openai", "", "approximate", f"databricks {_OUTSIDE}"),
     "anthropic": _outside("anthropic", "https://api.anthropic.com"),
+    "azure": Engine("openai", "", "approximate", _AZURE, path="/openai"),
+    "baseten": _outside("baseten", "https://inference.baseten.co"),
     "cerebras": _outside("cerebras", "https://api.cerebras.ai"),
+    "codestral": _outside("codestral", "https://codestral.mistral.ai"),
     "deepseek": _outside("deepseek", "https://api.deepseek.com"),
+    "featherless_ai": _outside("featherless_ai", "https://api.featherless.ai"),
     "fireworks_ai": _outside("fireworks_ai", "https://api.fireworks.ai/inference"),
+    "friendliai": _outside("friendliai", "https://api.friendli.ai/serverless"),
     "groq": _outside("groq", "https://api.groq.com/openai"),
+    "hyperbolic": _outside("hyperbolic", "https://api.hyperbolic.xyz"),
+    "lambda_ai": _outside("lambda_ai", "https://api.lambda.ai", "LAMBDA_API_KEY"),
+    "meta_llama": _outside("meta_llama", "https://api.llama.com/compat", "LLAMA_API_KEY"),
+    "minimax": _outside("minimax", "https://api.minimax.io"),
     "mistral": _outside("mistral", "https://api.mistral.ai"),
     "moonshot": _outside("moonshot", "https://api.moonshot.ai"),
+    "morph": _outside("morph", "https://api.morphllm.com"),
+    "nebius": _outside("nebius", "https://api.studio.nebius.ai"),
+    "nscale": _outside("nscale", "https://inference.api.nscale.com"),
     "nvidia_nim": _outside("nvidia_nim", "https://integrate.api.nvidia.com"),
-    "openrouter": _outside("openrouter", "https://openrouter.ai/api"),
+    "openrouter": _outside("openrouter", "https://openrouter.ai/api/v1"),
+    "sambanova": _outside("sambanova", "https://api.sambanova.ai"),
     "together_ai": _outside("together_ai", "https://api.together.xyz"),
+    "v0": _outside("v0", "https://api.v0.dev"),
+    "vercel_ai_gateway": _outside("vercel_ai_gateway", "https://ai-gateway.vercel.sh"),
+    "wandb": _outside("wandb", "https://api.inference.wandb.ai"),
     "xai": _outside("xai", "https://api.x.ai"),
 }
 
 _OTHERS = frozenset(
     """
-    ai21 ai21_chat aiml aleph_alpha anyscale azure azure_ai azure_text baseten bedrock bytez chatgpt clarifai cloudflare codestral cohere
-    cohere_chat cometapi custom dashscope datarobot deepgram deepinfra elevenlabs empower featherless_ai friendliai galadriel gemini gigachat
-    github github_copilot gradient_ai heroku hyperbolic jina_ai lambda_ai langgraph maritalk meta_llama minimax morph nebius nlp_cloud novita
-    nscale oci ovhcloud palm perplexity petals predibase recraft replicate sagemaker sagemaker_chat sambanova snowflake stability
-    text-completion-codestral topaz triton v0 vercel_ai_gateway vertex_ai vertex_ai_beta volcengine voyage wandb watsonx watsonx_text zai
+    ai21 ai21_chat aiml aleph_alpha anyscale azure_ai azure_text bedrock bytez chatgpt clarifai cloudflare cohere cohere_chat cometapi
+    custom dashscope datarobot deepgram deepinfra elevenlabs empower galadriel gemini gigachat github github_copilot gradient_ai heroku
+    jina_ai langgraph maritalk nlp_cloud novita oci ovhcloud palm perplexity petals predibase recraft replicate sagemaker sagemaker_chat
+    snowflake stability text-completion-codestral topaz triton vertex_ai vertex_ai_beta volcengine voyage watsonx watsonx_text zai
     """.split()
 )
 

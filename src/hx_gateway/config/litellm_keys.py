@@ -31,7 +31,8 @@ TOP: Rules = (
 )  # fmt: skip
 
 PARAMS: Rules = (
-    ("unsupported", _CLOUD, "aws_* azure_* vertex_* s3_* gcs_* watsonx_* anthropic_* openai_* bedrock_* tenant_id client_id client_secret region_name bucket_name api_version use_xai_oauth"),
+    ("unsupported", _CLOUD, "aws_* azure_* vertex_* s3_* gcs_* watsonx_* anthropic_* openai_* bedrock_* tenant_id client_id client_secret region_name bucket_name use_xai_oauth"),
+    ("approximate", "is not needed: OpenAI's dialect is the same in all versions", "api_version"),
     ("unsupported", _PRICE, "*_cost_per_* *_cost *_cost_* cost_per_second tiered_pricing regional_*"),
     ("unsupported", _BUDGET, "max_budget budget_duration default_api_key_tpm_limit default_api_key_rpm_limit itpm otpm"),
     ("unsupported", _ROUTERS, "auto_router_* complexity_router_* adaptive_router_* quality_router_*"),

@@ -97,6 +97,8 @@ def row_of(draft: Draft, path: Path, entry: dict[str, Any], params: dict[str, An
     row = Row(path, name, {"upstream_model": upstream}, {"provider": engine.provider}, wildcard="*" in upstream or "*" in name)
     draft.say(engine.level, (*inside, "model"), engine.message)
     row.endpoint["url"] = _url(draft, inside, given, engine)
+    if not urlsplit(row.endpoint["url"]).path:
+        row.endpoint["url"] += engine.path
     if "api_key" not in given and engine.key and row.endpoint["url"] == engine.url:
         draft.variables.setdefault(engine.key, None)
         row.endpoint["api_key"] = f"env:{engine.key}"
@@ -150,8 +152,9 @@ def _url(draft: Draft, inside: Path, given: Mapping[str, Any], engine: Engine) -
     except ValueError:  # brackets that do not close
         parts = urlsplit("")
     bare = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rstrip("/"), "", ""))
-    for tail in ("/chat/completions", "/v1", "/api"):
-        bare = bare.removesuffix(tail)
+    bare = bare.removesuffix("/chat/completions")
+    if not bare.endswith("/api/v1"):  # the one place where /api is no dialect's own
+        bare = bare.removesuffix("/v1").removesuffix("/api")
     if url_fault(bare):
         draft.say("manual", path, "is no address that can be used; write it into the endpoint's url")
         return "http://address-to-be-set.invalid"

@@ -34,7 +34,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Read a URL such as ``http://llm-01:11434/v1``; a final ``/v1`` or ``/api`` is dropped.
+        """Read a URL such as ``http://llm-01:11434/v1``; a final ``/v1`` or ``/api`` is dropped, and of ``/api/v1`` only the ``/v1``.
 
         Raises:
             ValueError: It is no http(s) URL with a host.
@@ -42,10 +42,8 @@ class Address:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is not an http:// or https:// URL with a host")
-        base = parts.path.rstrip("/")
-        for tail in ("/v1", "/api"):
-            if base.endswith(tail):
-                base = base[: -len(tail)]
+        path = parts.path.rstrip("/")
+        base = path.removesuffix("/v1") if path.endswith("/v1") else path.removesuffix("/api")
         return cls(parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80), base)
 
     @property

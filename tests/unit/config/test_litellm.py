@@ -18,6 +18,8 @@ from hx_gateway.config.litellm_rows import HANDLED
 from hx_gateway.config.litellm_settings import _GENERAL, _LITELLM, _ROUTER
 from hx_gateway.config.load import ConfigError, load, load_text
 from hx_gateway.config.located import Place
+from hx_gateway.core.context import CHAT
+from hx_gateway.fleet.endpoint import Address, Endpoint
 
 CORPUS = Path(__file__).parents[2] / "data" / "litellm"
 FILES = sorted(CORPUS.glob("*.yaml"))
@@ -170,7 +172,27 @@ def test_each_prefix_is_a_dialect(tmp_path: Path, model: str, provider: str, ups
     assert next(remark.level for remark in found.remarks if remark.key.endswith("params.model")) == level
 
 
-@pytest.mark.parametrize("model", ["azure/x", "bedrock/x", "vertex_ai/x", "gemini/x"])
+@pytest.mark.parametrize(
+    ("model", "base", "url", "asked"),
+    [
+        ("azure/gpt", "https://it.openai.azure.com/", "https://it.openai.azure.com/openai", "/openai/v1/chat/completions"),
+        ("azure/gpt", "https://it.openai.azure.com/openai/v1", "https://it.openai.azure.com/openai", "/openai/v1/chat/completions"),
+        ("openrouter/org/x", "", "https://openrouter.ai/api/v1", "/api/v1/chat/completions"),
+        ("openai/x", "http://h/api/v1", "http://h/api/v1", "/api/v1/chat/completions"),
+        ("openai/x", "http://h/v1/chat/completions", "http://h", "/v1/chat/completions"),
+        ("ollama/x", "http://h/api", "http://h", "/v1/chat/completions"),
+        ("meta_llama/x", "", "https://api.llama.com/compat", "/compat/v1/chat/completions"),
+    ],
+)
+def test_the_address_is_the_one_that_is_asked(tmp_path: Path, model: str, base: str, url: str, asked: str) -> None:
+    given = f", api_base: '{base}'" if base else ""
+    found = imported(tmp_path, f"model_list: [{{model_name: m, litellm_params: {{model: {model}{given}}}}}]")
+    (endpoint,) = found.data["endpoints"].values()
+    assert endpoint["url"] == url
+    assert Endpoint("e", Address.parse(url)).paths[CHAT] == asked.encode()
+
+
+@pytest.mark.parametrize("model", ["bedrock/x", "vertex_ai/x", "gemini/x"])
 def test_a_foreign_dialect_is_said_and_left_out(tmp_path: Path, model: str) -> None:
     found = imported(tmp_path, f"model_list: [{{model_name: m, litellm_params: {{model: {model}}}}}]")
     assert found.data == {}
