@@ -140,7 +140,7 @@ class Passage:
         if self.ceiling is not None:
             hold, self.ceiling, exchange = self.ceiling, None, self.exchange
             prompt, completion = exchange.prompt_tokens, exchange.completion_tokens
-            self.proxy.ceilings.settle(hold, *((prompt, completion) if worked else (0, -1)), monotonic() - exchange.call_s)
+            self.proxy.ceilings.settle(deployment, hold, *((prompt, completion) if worked else (0, -1)), monotonic() - exchange.call_s)
         endpoint = deployment.endpoint
         deployment.in_flight -= 1
         endpoint.in_flight -= 1

@@ -80,17 +80,21 @@ class Ceilings:
         deployment.limited_until_s = until_s
         deployment.cool_until_s = max(deployment.cool_until_s, until_s)
 
-    def settle(self, hold: Hold, prompt: int, completion: int, took_s: float) -> None:
+    def settle(self, deployment: Deployment, hold: Hold, prompt: int, completion: int, took_s: float) -> None:
         """Put what a request truly used in place of what it held.
 
         Args:
+            deployment: Where it was sent.
             hold: What it holds.
             prompt, completion: Tokens; -1 where nobody told, which charges what was reserved for both.
             took_s: Seconds from its sending.
         """
         if completion >= 0:
             hold.account.learn(completion, took_s)
-        self._limiter.settle(hold, hold.tokens if prompt < 0 else prompt + max(0, completion), 0)
+        used = hold.tokens if prompt < 0 else prompt + max(0, completion)
+        self._limiter.settle(hold, used, 0)
+        if used < hold.tokens and deployment.cool_until_s == deployment.limited_until_s:
+            deployment.cool_until_s = 0.0  # who was refused for tokens may have them now
 
     def left(self, deployment: Deployment, now_s: float) -> tuple[int | None, int | None]:
         """Requests and tokens that a deployment may have at once now, of all workers; None where it has no such limit."""

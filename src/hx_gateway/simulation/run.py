@@ -196,7 +196,7 @@ class Call:
         assert deployment is not None
         if self.hold is not None:
             hold, self.hold = self.hold, None
-            self.simulation.ceilings.settle(hold, prompt_tokens, output_tokens, self.simulation.events.now_s - self.sent_s)
+            self.simulation.ceilings.settle(deployment, hold, prompt_tokens, output_tokens, self.simulation.events.now_s - self.sent_s)
         deployment.in_flight -= 1
         deployment.endpoint.in_flight -= 1
         self._read(deployment.endpoint)

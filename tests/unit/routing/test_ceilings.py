@@ -74,14 +74,13 @@ def test_the_steady_rate_is_the_limit() -> None:
 
 def test_tokens_are_reserved_and_then_counted_as_they_were() -> None:
     sending = Sending(place("a", tokens=1000))
+    deployment = sending.target.deployments[0]
     held = [sending.send(400) for _ in range(3)]
     assert [name for name, _ in held] == ["a", "a", ""], "the third would be too much if the others use what they asked for"
     for _, hold in held[:2]:
         assert hold is not None
-        sending.ceilings.settle(hold, 40, 10, 1.0)
-    deployment = sending.target.deployments[0]
+        sending.ceilings.settle(deployment, hold, 40, 10, 1.0)
     assert sending.ceilings.left(deployment, sending.now_s) == (None, 900)
-    sending.now_s += 1.1  # a refusal is believed for a moment
     assert [sending.send(400)[0] for _ in range(3)] == ["a", "a", ""]
 
 
@@ -90,7 +89,7 @@ def test_a_request_longer_than_a_whole_minutes_tokens_goes_out_alone_and_is_owed
     name, hold = sending.send(5000)
     assert name == "a"
     assert hold is not None
-    sending.ceilings.settle(hold, 4000, 1000, 1.0)
+    sending.ceilings.settle(sending.target.deployments[0], hold, 4000, 1000, 1.0)
     sending.now_s += 200.0
     assert sending.send(100)[0] == "", "5,000 tokens are those of five minutes"
     sending.now_s += 100.0
@@ -103,7 +102,7 @@ def test_what_was_never_answered_costs_no_tokens_and_what_nobody_counted_costs_w
     for prompt, left in ((0, 1000), (-1, 700)):
         _, hold = sending.send(300)
         assert hold is not None
-        sending.ceilings.settle(hold, prompt, -1, 1.0)
+        sending.ceilings.settle(deployment, hold, prompt, -1, 1.0)
         assert sending.ceilings.left(deployment, sending.now_s) == (None, left)
 
 
