@@ -58,10 +58,22 @@ class Machine:
         """A property of the service."""
         return self.do("systemctl", "show", "--value", "-p", name, "hx-gateway.service").strip()
 
-    def get(self, path: str, key: str = "") -> str:
+    def get(self, path: str, key: str = "", port: int = 8000) -> str:
         """What the gateway answers, empty when it does not."""
         header = ["-H", f"authorization: Bearer {key}"] if key else []
-        return self.run("curl", "-s", "--max-time", "5", *header, f"http://127.0.0.1:8000{path}").stdout
+        return self.run("curl", "-s", "--max-time", "5", *header, f"http://127.0.0.1:{port}{path}").stdout
+
+    @contextlib.contextmanager
+    def beside(self, *words: str, environ: Mapping[str, str] | None = None) -> Iterator[None]:
+        """A program of this system that runs in the machine's network, for its loopback, until the block ends."""
+        here = ["nsenter", "-t", str(self.leader), "-n", "--", *words]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(here, stdin=subprocess.PIPE, env={**os.environ, **(environ or {})}, **quiet)
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
 
 
 @contextlib.contextmanager
@@ -130,8 +142,8 @@ def _leader(process: subprocess.Popen[bytes], log: Path, within_s: float = 60.0)
     raise AssertionError(log.read_text(errors="replace"))
 
 
-def renamed(wheel: Path, version: str, changes: Mapping[str, bytes] | None = None) -> Path:
-    """The wheel of another release: the same but for its version, and files that get something added at their end."""
+def renamed(wheel: Path, version: str, changes: Mapping[str, bytes | None] | None = None) -> Path:
+    """The wheel of another release: the same but for its version, and files that get something added at their end, or with None are not there."""
     name, old = wheel.name.split("-")[:2]
     made = wheel.with_name(wheel.name.replace(f"-{old}-", f"-{version}-"))
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(made, "w") as target:
@@ -141,7 +153,10 @@ def renamed(wheel: Path, version: str, changes: Mapping[str, bytes] | None = Non
                 data = data.replace(f"\nVersion: {old}\n".encode(), f"\nVersion: {version}\n".encode(), 1)
             if item.filename.endswith(".dist-info/RECORD"):
                 data = data.replace(f"{name}-{old}.dist-info".encode(), f"{name}-{version}.dist-info".encode())
-            data += (changes or {}).get(item.filename, b"")
+            change = (changes or {}).get(item.filename, b"")
+            if change is None:
+                continue
+            data += change
             target.writestr(item.filename.replace(f"{name}-{old}.dist-info", f"{name}-{version}.dist-info"), data)
     return made
 
@@ -159,7 +174,7 @@ def files_below(root: Path, *folders: str) -> dict[str, tuple[int, int, int, int
 LOAD = """
 import http.client, json, sys, threading, time
 
-key, stop = sys.argv[1], sys.argv[2]
+key, port = sys.argv[1], int(sys.argv[2])
 heads = {"authorization": "Bearer " + key, "content-type": "application/json"}
 told = {"good": 0, "streams": 0, "failures": []}
 over = False
@@ -173,7 +188,7 @@ def ask(connection, **more):
 
 
 def unary(kept):
-    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     while not over:
         try:
             answer, body = ask(connection)
@@ -190,7 +205,7 @@ def unary(kept):
 def streams():
     while not over:
         try:
-            connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             text = [{"role": "user", "content": "Count to 20"}]
             answer, body = ask(connection, stream=True, messages=text, max_tokens=60)
             assert answer.status == 200 and body.rstrip().endswith(b"[DONE]"), (answer.status, body[-200:])
@@ -214,11 +229,15 @@ print(json.dumps(told))
 
 
 @contextlib.contextmanager
-def load(machine: Machine, key: str) -> Iterator[dict[str, object]]:
+def load(machine: Machine, key: str, port: int = 8000) -> Iterator[dict[str, object]]:
     """Requests and streams until the block ends; what came of them is in the dictionary afterwards."""
     told: dict[str, object] = {}
     process = subprocess.Popen(
-        machine.command("python3", "-c", LOAD, key, ""), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        machine.command("python3", "-c", LOAD, key, str(port)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "begun\n", process.stderr and process.stderr.read()
