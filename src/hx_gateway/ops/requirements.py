@@ -50,6 +50,7 @@ def lacks(host: Host, source: Source, python: Path | None, which: Which = shutil
     if python is not None:
         if fault := python_fault(python):
             yield fault
+            python = None
     elif (python := find_python(source.python)) is None:
         version = source.python or "3.11 or newer"
         package = f"python{source.python}" if source.python else "python3"
