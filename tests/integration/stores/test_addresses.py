@@ -210,11 +210,12 @@ def test_no_password_is_told_by_anyone(postgres: Postgres, valkey: Valkey, tmp_p
 
             wait_until(known, 30)
             environment = {**gateway._environment, "PYTHONWARNINGS": "ignore"}
-            for words in (["db", "status", "--config"], ["check"]):
+            for words, ends in ((["db", "status"], 0 if expected else 1), (["check"], 0)):
                 done = subprocess.run(
                     [sys.executable, "-m", "hx_gateway", *words, str(gateway.path)], capture_output=True, text=True, timeout=60,
                     check=False, env=environment,
                 )  # fmt: skip
+                assert done.returncode == ends, done.stderr
                 told += [done.stdout, done.stderr]
         told += [gateway.log, *(path.read_text(errors="replace") for path in tmp_path.rglob("*.json"))]
         for secret in (SECRET, HIDDEN, SECRET.encode().decode("latin-1")):
