@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -42,6 +43,7 @@ class Warm:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._starting = threading.Lock()
 
     def can(self, command: Sequence[str], environment: dict[str, str]) -> bool:
         """Whether such a command is a gateway that may be forked."""
@@ -51,19 +53,24 @@ class Warm:
 
     def start(self, command: Sequence[str], environment: dict[str, str], folder: str, log: Path) -> Forked:
         """Start a gateway."""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="hx-warm-")
-            address = f"{self._folder.name}/socket"
-            # Its name says what its children are, as theirs is the same.
-            self._process = subprocess.Popen([sys.executable, __file__, address, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            assert self._process.stdout is not None
-            assert self._process.stdout.readline() == b"warm\n"
-            atexit.register(self.close)
+        with self._starting:
+            if self._folder is None:
+                self._begin()
+            assert self._folder is not None
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.connect(f"{self._folder.name}/socket")
         words = {"command": list(command), "environment": environment, "folder": folder, "log": str(log)}
         connection.sendall(json.dumps(words).encode() + b"\n")
         return Forked(connection)
+
+    def _begin(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="hx-warm-")
+        # Its name says what its children are, as theirs is the same.
+        command = [sys.executable, __file__, f"{self._folder.name}/socket", "serve"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"warm\n"
+        atexit.register(self.close)
 
     def close(self) -> None:
         """End it; what was forked out of it lives on."""
