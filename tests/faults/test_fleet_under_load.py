@@ -27,6 +27,14 @@ SECONDS = float(os.environ.get("HX_LOAD_SECONDS", "2"))
 """How long each scenario runs; the trouble fills the middle half of it."""
 
 
+MOST_LATE_S = 0.25
+"""A machine that let this process wait longer than that had the servers wait, too: what was seen then says nothing."""
+
+
+class Void(Exception):
+    """The machine was too busy for the load, or stood still under it."""
+
+
 @dataclass
 class Seen:
     """What clients saw."""
@@ -94,7 +102,7 @@ async def _load(
     async with httpx.AsyncClient(trust_env=False, timeout=30, limits=limits) as client:
         began = loop.time()
         made = healed = False
-        number = 0
+        number, late_s, turned = 0, 0.0, began
         while (now := loop.time() - began) < SECONDS + after_s and (now < SECONDS + 1.6 or len(seen.late) < back):
             if not made and now > SECONDS / 4:
                 made = True
@@ -106,9 +114,24 @@ async def _load(
                 tasks.append(loop.create_task(_one(client, gateway, number, seen, now > SECONDS + 1.5)))
                 number += 1
             await asyncio.sleep(0.005)
+            late_s, turned = max(late_s, loop.time() - turned), loop.time()
         await asyncio.gather(*tasks)
-    assert len(tasks) > now * RATE * 0.9, "the load was not what it should be"
+    if late_s > MOST_LATE_S or len(tasks) < now * RATE * 0.9:
+        raise Void(f"{len(tasks)} requests in {now:.1f} s, and {late_s:.2f} s without a turn of the loop")
     return seen
+
+
+async def _valid(scenario: Callable[[], Awaitable[None]]) -> None:
+    """Play a scenario, and again where the machine was too busy for it."""
+    for left in (2, 1, 0):
+        try:
+            await scenario()
+            return
+        except Void as void:
+            print(f"played again: {void}")
+            if not left:
+                raise
+            await asyncio.sleep(2.0)
 
 
 async def _attempts(gateway: GatewayProcess, endpoint: str, code: str) -> float:
@@ -126,6 +149,10 @@ async def _attempts(gateway: GatewayProcess, endpoint: str, code: str) -> float:
     [(kind, "least_busy") for kind in ("refuse", "hang", "black_hole", "errors", "slow", "flap")] + [("refuse", "intelligent")],
 )
 async def test_trouble_with_one_of_four(kind: str, policy: str) -> None:
+    await _valid(lambda: _trouble(kind, policy))
+
+
+async def _trouble(kind: str, policy: str) -> None:
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(Backend(dialect="openai", models=["chat"], token_s=0.002)) for _ in range(4)]
         gateway = GatewayProcess(_config([server.url for server in servers], policy))
@@ -175,6 +202,10 @@ async def test_trouble_with_one_of_four(kind: str, policy: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_process_that_is_killed_or_stopped(number: signal.Signals) -> None:
+    await _valid(lambda: _killed_or_stopped(number))
+
+
+async def _killed_or_stopped(number: signal.Signals) -> None:
     async with AsyncExitStack() as stack:
         options = ("--dialect", "openai", "--model", "chat", "--token-s", "0.002")
         processes = [stack.enter_context(ServerProcess(*options)) for _ in range(4)]

@@ -22,6 +22,7 @@ from hx_gateway.simulation.synthetic import generate
 
 pytestmark = pytest.mark.alone
 
+MOST_LATE_S = 0.25
 POLICIES = ("round_robin", "least_busy", "intelligent")
 PREFIXES = """
 models: {chat: {}}
@@ -75,8 +76,32 @@ def foreseen(one: Scenario, policy: str, seed: int = 1) -> Counts:
 
 @pytest.fixture(scope="module")
 def seen() -> Seen:
-    """What the servers saw, by scenario and policy."""
-    return asyncio.run(_everything(scenarios()))
+    """What the servers saw, by scenario and policy; seen again where the machine was too busy to keep the servers' time."""
+    for _ in range(3):
+        found, late_s = asyncio.run(_timed(scenarios()))
+        if late_s < MOST_LATE_S:
+            break
+        print(f"seen again: {late_s:.2f} s without a turn of the loop")
+    return found
+
+
+async def _timed(asked: dict[str, Scenario]) -> tuple[Seen, float]:
+    """What was seen, and the longest that everything here stood still while requests came, in seconds."""
+    loop = asyncio.get_running_loop()
+    late_s = 0.0
+
+    async def watch() -> None:
+        nonlocal late_s
+        while True:
+            before_s = loop.time()
+            await asyncio.sleep(0.01)
+            late_s = max(late_s, loop.time() - before_s)
+
+    watching = loop.create_task(watch())
+    try:
+        return await _everything(asked), late_s
+    finally:
+        watching.cancel()
 
 
 async def _everything(asked: dict[str, Scenario]) -> Seen:
