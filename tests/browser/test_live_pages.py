@@ -119,6 +119,8 @@ def test_a_killed_server_turns_red_and_its_traffic_moves(fleet: Fleet, open_page
         killed_s = time.monotonic()
         expect(card.get_by_text("down", exact=True)).to_be_visible(timeout=SLOW_MS)
         print(f"red {time.monotonic() - killed_s:.2f} s after the kill")
+        red = card.locator(".badge.bad").first.evaluate("one => getComputedStyle(one).color")
+        expect(card).to_have_css("border-left-color", red)
         expect(card.get_by_role("alert").or_(card.locator(".notice.bad")).first).to_be_visible()
         shoot(page, "fleet-server-down")
         judge(page)
