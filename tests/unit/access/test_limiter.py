@@ -246,7 +246,7 @@ from hx_gateway.access.limiter import Limiter
 from hx_gateway.core.context import KeyLimits
 limiter = Limiter()
 limiter.open(Path(sys.argv[1]))
-key = limiter.account("key:app", "app", KeyLimits(requests_per_second=200, burst=20, tokens_per_minute=10**6, max_concurrent=8))
+key = limiter.account("key:app", "app", KeyLimits(requests_per_second=200, burst=100, tokens_per_minute=10**6, max_concurrent=8))
 print("ready", flush=True)
 sys.stdin.readline()
 start, count, held = time.monotonic(), 0, []
@@ -268,8 +268,8 @@ def test_three_processes_together_keep_one_limit(tmp_path: Path) -> None:
     said = together([sys.executable, "-c", CHILD, str(tmp_path)])
     total = sum(int(words[0]) for words in said)
     took_s = max(float(words[2]) for words in said) - min(float(words[1]) for words in said)
-    assert total <= 20 + 200 * took_s + 1
-    assert total >= (20 + 200 * 1.5) * 0.9, said
+    assert total <= 100 + 200 * took_s + 1
+    assert total >= (100 + 200 * 1.5) * 0.9, said
     limiter = Limiter()
     limiter.open(tmp_path)
     key = limiter.account("key:app", "app", KeyLimits(day_tokens=1, tokens_per_minute=10**6))
@@ -284,7 +284,7 @@ def test_what_a_killed_process_had_reserved_is_there_again(tmp_path: Path) -> No
     limiter.open(tmp_path)
     limits = KeyLimits(tokens_per_minute=1000, max_concurrent=1)
     code = CHILD.replace(
-        "requests_per_second=200, burst=20, tokens_per_minute=10**6, max_concurrent=8", "tokens_per_minute=1000, max_concurrent=1"
+        "requests_per_second=200, burst=100, tokens_per_minute=10**6, max_concurrent=8", "tokens_per_minute=1000, max_concurrent=1"
     )
     code = code.split("start, count")[0] + "print(limiter.take(key, time.monotonic(), 900), flush=True)\nsys.stdin.readline()\n"
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
