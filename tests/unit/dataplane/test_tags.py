@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
 from hx_gateway.fleet.registry import Registry, Target
 from hx_gateway.gateway import build
-from hx_gateway.openai.tags import tags_of
+from hx_gateway.openai.tags import move_tags, tags_of
 from hx_gateway.routing.ask import Ask
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
@@ -92,6 +93,32 @@ def test_tags_are_read_from_header_and_body(body: dict[str, Any], header: bytes,
         exchange.notes.clear()
         exchange.forward += [b"accept: */*\r\nx-litellm-tags: ", header, b"\r\nx-other: x-litellm-tags: c\r\n"]
         assert tags_of(exchange) == tags
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ({"metadata": {"tags": ["a", "é,b"], "user": "x"}}, {"metadata": {"user": "x"}}),
+        ({"metadata": {"tags": ["a"]}, "tags": ["é,b"]}, {}),
+        ({"tags": ["a", "é,b"], "stream": True}, {"stream": True}),
+    ],
+)
+def test_no_model_server_gets_the_tags_of_a_body(body: dict[str, Any], left: dict[str, Any]) -> None:
+    rest = {"model": "m", "messages": [{"role": "user", "content": '"tags": ["z"]'}]}
+    exchange = make_exchange({**rest, **body})
+    shared = exchange.notes
+    move_tags(exchange)
+    assert json.loads(exchange.body) == {**rest, **left}
+    assert tags_of(exchange) == {"a", "é,b"}
+    assert not shared, "heads that are alike share their notes"
+    move_tags(exchange)
+    assert tags_of(exchange) == {"a", "é,b"}
+
+
+def test_a_body_without_tags_stays_as_it_came() -> None:
+    exchange = make_exchange(b'{ "model": "m", "messages": [], "metadata": {"tags": "a"} }')
+    move_tags(exchange)
+    assert exchange.body == b'{ "model": "m", "messages": [], "metadata": {"tags": "a"} }'
 
 
 def test_nothing_for_the_tags_is_refused_by_name_and_others_are_explained() -> None:

@@ -10,6 +10,7 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.core.interfaces import Stage
 from hx_gateway.dataplane.suiting import SHORT, settle
 from hx_gateway.fleet.registry import Registry
+from hx_gateway.openai.tags import move_tags
 
 
 def unknown(name: str, registry: Registry, exchange: Exchange) -> Failure:
@@ -50,6 +51,8 @@ def build(gateway: Any) -> Stage | None:
                 param="model",
             )
         exchange.asked = name
+        if target.tagging:
+            move_tags(exchange)
         if target.lacking or target.tagging or len(exchange.body) > SHORT:
             target = settle(exchange, target, registry, gateway.proxy)
         exchange.candidates = target
