@@ -14,6 +14,7 @@ from hx_gateway.telemetry.book import Book, Cells
 
 if TYPE_CHECKING:
     from hx_gateway.fleet.registry import Registry
+    from hx_gateway.routing.ceilings import Ceilings
     from hx_gateway.telemetry.exposition import Observed
 
 _BREAKER_STATES = {"closed": 0.0, "half-open": 1.0, "open": 2.0}
@@ -110,10 +111,10 @@ def seen(observed: Observed, book: Book) -> Iterator[Sample]:
     yield "hx_gateway_journal_pending_bytes", (), journal.pending_bytes if journal is not None else 0
     for name in observed.registry.endpoints:
         yield "hx_gateway_endpoint_drained", (name,), float(name in backing.drains.drained)
-    yield from _fleet(observed.registry)
+    yield from _fleet(observed.registry, proxy.ceilings)
 
 
-def _fleet(registry: Registry) -> Iterator[Sample]:
+def _fleet(registry: Registry, ceilings: Ceilings) -> Iterator[Sample]:
     now_s = time.monotonic()
     for endpoint in registry.endpoints.values():
         labels, facts = (endpoint.name,), endpoint.facts
@@ -140,6 +141,9 @@ def _fleet(registry: Registry) -> Iterator[Sample]:
             if one not in done:
                 done.add(one)
                 yield from _deployment(one)
+                for unit, left in zip(("requests", "tokens"), ceilings.left(one, now_s), strict=True):
+                    if left is not None:
+                        yield "hx_gateway_deployment_minute_left", (one.model, one.endpoint.name, unit), left
 
 
 def _deployment(one: Deployment) -> Iterator[Sample]:

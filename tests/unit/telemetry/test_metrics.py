@@ -22,6 +22,7 @@ from hx_gateway.fleet.drains import Drains
 from hx_gateway.fleet.endpoint import Address, Endpoint, Prices
 from hx_gateway.fleet.registry import Registry, Target
 from hx_gateway.ledger.observer import Ledger
+from hx_gateway.routing.ceilings import limits_of
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
 from hx_gateway.telemetry.desk import Desk
@@ -282,7 +283,7 @@ def test_gauges_show_the_fleet_at_the_moment_of_the_scrape() -> None:
     endpoint.in_flight = 3
     down = Deployment("phi3", "phi3", endpoint, breaker=broken)
     down.in_flight = 2
-    up = Deployment("gemma2", "gemma2", ENDPOINT, max_concurrent=2)
+    up = Deployment("gemma2", "gemma2", ENDPOINT, max_concurrent=2, limits=limits_of(60, 0))
     registry = Registry({"hx-chat": Target("hx-chat", "group", (down, up))}, {"llm-01": ENDPOINT, "llm-02": endpoint})
     found = samples(Metrics(), registry=registry, draining=True)
     assert value(found, "hx_gateway_info", version="1.2.3") == 1
@@ -295,6 +296,8 @@ def test_gauges_show_the_fleet_at_the_moment_of_the_scrape() -> None:
     assert value(found, "hx_gateway_deployment_breaker", model="phi3", endpoint="llm-02") == 2
     assert value(found, "hx_gateway_deployment_in_flight", model="phi3", endpoint="llm-02") == 2
     assert value(found, "hx_gateway_deployment_limit", model="gemma2", endpoint="llm-01") == 2
+    assert value(found, "hx_gateway_deployment_minute_left", model="gemma2", endpoint="llm-01", unit="requests") == 60
+    assert not any(name == "hx_gateway_deployment_minute_left" and ("unit", "tokens") in labels for name, labels in found)
     assert value(found, "hx_gateway_available_ratio", target="hx-chat") == 0.5
 
 
