@@ -160,6 +160,17 @@ def test_every_worker_tells_the_same(gateway: Gateway) -> None:
     assert gateway.total("hx_gateway_worker_memory_bytes") > 4e6 * WORKERS
 
 
+def test_every_worker_has_the_last_hour_of_all(gateway: Gateway) -> None:
+    def told() -> dict[int, float]:
+        answer = httpx.get(f"{gateway.process.url}/admin/history", headers={"Authorization": f"Bearer {KEY}"}, timeout=20).json()
+        return dict(zip(answer["times"], answer["all"]["requests_per_s"], strict=True))
+
+    wait_until(lambda: sum(value or 0.0 for value in told().values()) > 0, 30)
+    answers = [told() for _ in range(8)]  # each on a connection of its own
+    common = set.intersection(*(set(answer) for answer in answers))
+    assert len(common) >= len(answers[0]) - 1 and len({tuple(answer[at] for at in sorted(common)) for answer in answers}) == 1
+
+
 def test_a_port_of_its_own_serves_the_metrics_and_nothing_else(gateway: Gateway) -> None:
     requests = {key: value for key, value in gateway.samples().items() if key[0] == "hx_gateway_requests_total"}
     shown = gateway.samples(gateway.exporter)
