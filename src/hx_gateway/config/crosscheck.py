@@ -308,6 +308,8 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
         for name, entry in entries.items():
             if entry.policy is not None:
                 yield from _policy((section, name, "policy"), entry.policy, config.policies)
+    if config.load_balancer.tag_filtering != "off" and not any(model.tags for model in config.models.values()):
+        yield Finding(("load_balancer", "tag_filtering"), "does nothing: no entry of models has tags", level="warning")
     monitoring = config.monitoring
     taken = {"/healthz": "the liveness probe", "/readyz": "the readiness probe", "/models/status": "the status page"}
     for setting in ("health_check_endpoint", "metrics_endpoint"):

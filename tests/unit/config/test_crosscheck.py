@@ -271,3 +271,17 @@ def test_keys_of_the_store_open_the_door_as_well(tmp_path: Path) -> None:
     assert levels(text)["blocker"] == [] and warnings(text) == []
     (tmp_path / "keys.json").write_bytes(b"{")
     assert len(levels(text)["blocker"]) == 1
+
+
+def test_hidden_names_and_policies_of_models_are_those_there_are() -> None:
+    hidden = errors(FLEET + "gateway: {hidden: [uno, pair, oen]}")
+    assert hidden == [("gateway.hidden[2]", "there is no model, alias or group called oen; did you mean one?")]
+    assert errors(FLEET.replace("aliases: [uno]", "policy: least_token")) == [
+        ("models.one.policy", "there is no balancing policy called least_token; did you mean least_tokens?")
+    ]
+
+
+def test_tags_that_nobody_has_are_a_warning() -> None:
+    text = FLEET + "load_balancer: {tag_filtering: any}"
+    assert [path for path, _ in warnings(text)] == ["load_balancer.tag_filtering"]
+    assert warnings(text.replace("aliases: [uno]", "tags: [x]")) == []
