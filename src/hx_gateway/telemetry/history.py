@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.telemetry.book import Book, Cells, Entry
@@ -124,12 +125,13 @@ def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
         for name, labels, ring in entries:
             if name.startswith(NAME):
                 known, width = found.setdefault("".join(labels), {}), len(ring) // _RING
+                numbers: Sequence[float] = ring.tolist() if len(wanted) > 1 else ring
                 for step in wanted:
                     at = step % _RING * width
-                    if ring[at] == step:
-                        values = list(ring[at : at + width])
+                    if numbers[at] == step:
+                        values = list(numbers[at : at + width])
                         before = known.get(step)
-                        known[step] = values if before is None else [one + other for one, other in zip(before, values, strict=True)]
+                        known[step] = values if before is None else list(map(add, before, values))
     every = found.pop("")
     shown = range(min(every, default=last + 1), last + 1)
     return {
