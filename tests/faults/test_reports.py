@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ def get(gateway: GatewayProcess, path: str) -> tuple[int, Any]:
 
 def away(gateway: GatewayProcess) -> None:
     """Every report is refused with the name of the store, and chats are answered."""
-    for route in ROUTES:
-        status, body = get(gateway, route)
-        assert (status, body["error"]["code"]) == (503, "store_unavailable"), body
-        assert body["error"]["message"].startswith("Postgres ")
-        assert chat(gateway.port, "all the same", "tiny").content == "all the same"
+    with ThreadPoolExecutor(len(ROUTES)) as pool:
+        answers = pool.map(lambda route: get(gateway, route), ROUTES)
+        for _ in ROUTES:
+            assert chat(gateway.port, "all the same", "tiny").content == "all the same"
+        for status, body in answers:
+            assert (status, body["error"]["code"]) == (503, "store_unavailable"), body
+            assert body["error"]["message"].startswith("Postgres ")
     assert get(gateway, "/v1/models")[0] == get(gateway, "/healthz/deps")[0] == 200
 
 
