@@ -43,6 +43,13 @@ class FairQueue(Generic[Waiting]):
                 return own[0]
         return None
 
+    def put_back(self, waiting: Waiting, key: str, priority: int) -> None:
+        """Give one whose turn it was, and who found no place after all, the first place of its class again."""
+        lane = self._lanes[priority]
+        lane.setdefault(key, deque()).appendleft(waiting)
+        lane.move_to_end(key, last=False)
+        self.size += 1
+
     def pop(self) -> Waiting | None:
         """Take out whose turn it is; the key goes to the end of its lane."""
         for lane in self._lanes:
@@ -113,14 +120,20 @@ class Hotel:
         queue = self.queues.get(name)
         return queue.size if queue is not None else 0
 
-    def enter(self, name: str, guest: Guest, key: str, priority: int) -> int:
-        """Let a request wait for a name; returns its position, 0 for the next one, or -1 when the queue is full."""
+    def enter(self, name: str, guest: Guest, key: str, priority: int, again: bool = False) -> int:
+        """Let a request wait for a name; returns its position, 0 for the next one, or -1 when the queue is full.
+
+        ``again`` says that its turn had come, and the place was not there after all: it is the next one then.
+        """
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = FairQueue()
         if queue.size >= self.most:
             return -1
         self.size += 1
+        if again:
+            queue.put_back(guest, key, priority)
+            return 0
         return queue.enter(guest, key, priority)
 
     def leave(self, name: str, guest: Guest) -> None:

@@ -64,7 +64,7 @@ def queue(run: Run, last: Failure | None, now_s: float) -> bool:
     key = identity.name if identity is not None else ""
     priority = PRIORITIES.get(exchange.notes.get(b"x-hx-priority", b"normal"), 1)
     run.give_up_s = min(now_s + hotel.longest_s - exchange.queued_s, run.total_at_s)
-    if hotel.enter(target.name, run, key, priority) < 0:
+    if hotel.enter(target.name, run, key, priority, run.called) < 0:
         run.turned_away = True
         return False
     run.queued_at_s = now_s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -45,11 +46,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 def ask(gateway: GatewayProcess, model: str, **more: object) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}], **more}
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=HEADERS, timeout=60, trust_env=False)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=HEADERS, timeout=60, trust_env=False, verify=False)
 
 
 def places(gateway: GatewayProcess, name: str) -> dict[str, dict[str, object]]:
-    status = httpx.get(f"{gateway.url}/models/status", headers=HEADERS, timeout=60, trust_env=False).json()
+    status = httpx.get(f"{gateway.url}/models/status", headers=HEADERS, timeout=60, trust_env=False, verify=False).json()
     target = next(one for one in status["models"] if one["name"] == name)
     return {one["model"]: one for one in target["deployments"]}
 
@@ -86,9 +87,12 @@ def test_what_comes_due_soon_waits_for_it(gateway: GatewayProcess) -> None:
 
 def test_tokens_are_those_of_answers_and_not_those_reserved(gateway: GatewayProcess) -> None:
     assert ask(gateway, "wordy", max_tokens=100).status_code == 200
-    left = places(gateway, "wordy")["wordy"]["tokens_left"]
-    assert isinstance(left, int)
-    assert 60 < left < 120, "what was reserved for an answer of 100 tokens is given back"
+    give_up_s, left = time.monotonic() + 30, 0
+    while not 60 < left < 120:  # what was reserved for an answer of 100 tokens is given back, and written down a moment later
+        assert time.monotonic() < give_up_s, left
+        told = places(gateway, "wordy")["wordy"]["tokens_left"]
+        assert isinstance(told, int)
+        left = told
     assert ask(gateway, "wordy", max_tokens=5).status_code == 200
     more = ask(gateway, "wordy", max_tokens=100)  # and all that was used has to be forgotten first
     assert more.status_code == 429 or "x-hx-queue-ms" in more.headers

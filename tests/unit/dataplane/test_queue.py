@@ -29,6 +29,19 @@ def test_a_higher_priority_goes_first() -> None:
     assert [queue.pop() for _ in range(4)] == ["high", "normal", "low", "another low"]
 
 
+def test_who_found_no_place_after_all_is_the_next_one_again() -> None:
+    queue: FairQueue[str] = FairQueue()
+    for waiting, key in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        queue.enter(waiting, key)
+    first = queue.pop()
+    assert first == "a1"
+    queue.put_back(first, "a", 1)
+    assert queue.size == 3
+    assert [queue.pop() for _ in range(4)] == ["a1", "b1", "a2", None]
+    queue.put_back("a3", "a", 1)
+    assert queue.everybody() == ["a3"], "also where nobody else of its key waits"
+
+
 class QueueMachine(RuleBasedStateMachine):
     """Against a plain model: a list of (priority, key, number) in the order of arrival."""
 
