@@ -100,8 +100,8 @@ class GatewayProcess:
             )
             try:
                 connection.request("GET", "/readyz")
-                # Each worker says so; until the last one listens, what was asked was asked of the others.
-                if connection.getresponse().status == 200 and self.log.count("listening on ") >= self._workers:
+                # Until the last worker serves, what is asked is asked of the others.
+                if connection.getresponse().status == 200 and (self._workers == 0 or f"all {self._workers} workers serve" in self.log):
                     return self
             except (OSError, http.client.HTTPException):
                 pass

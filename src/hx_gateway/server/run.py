@@ -262,6 +262,7 @@ class _Workers:
                 os.kill(pid, signal.SIGKILL)
         if not self.ready and all(beats):
             self.ready = True
+            _log.info("all %d workers serve", self.count)
             ready(self.listeners, f"{self.count} workers on port {self.listeners[0].getsockname()[1]}")
             arrived()
         if self.handover.done():
