@@ -24,7 +24,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from operator import itemgetter
+from operator import itemgetter, mul
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from hx_gateway.routing.learned import artifact
 from hx_gateway.routing.learned.features import BITS, SHAPES, STEPS, Features, named, shape_name
 
 LEAST, MOST = 0.01, 0.99  # no probability is ever certain
+_FARTHEST = log(LEAST / (1.0 - LEAST)), log(MOST / (1.0 - MOST))
 LOW = 0.01  # a prompt so far out that of those it was trained on less than this share were as far: not to be relied on
 ENOUGH = 20  # judged answers of a model before its own figures mean anything
 _RATE, _SLOWEST = 0.5, 0.02  # of what the columns learn from one answer
@@ -66,7 +67,7 @@ class Head:
 
 def probability(logit: float) -> float:
     """The probability of a logit, never certain."""
-    return min(MOST, max(LEAST, 1.0 / (1.0 + exp(-min(30.0, max(-30.0, logit))))))
+    return LEAST if logit < _FARTHEST[0] else MOST if logit > _FARTHEST[1] else 1.0 / (1.0 + exp(-logit))
 
 
 class Scorer:
@@ -283,7 +284,7 @@ def _unpacked(column: bytes, scale: float) -> list[float]:
 
 
 def _probability(head: Head, place: Sequence[float]) -> float:
-    return probability(head.bias + sum([weight * value for weight, value in zip(head.mix, place, strict=True)]))
+    return probability(head.bias + sum(map(mul, head.mix, place)))
 
 
 def _tail(usual: Sequence[float], value: float) -> float:
