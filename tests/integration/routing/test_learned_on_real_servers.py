@@ -90,7 +90,7 @@ def test_an_artifact_proves_itself_on_real_servers_routes_both_kinds_and_goes_wh
     examples = [one for one in rows("routellm_mmlu_dev", 10_000) if len(one.text.encode()) <= LONGEST]
     random.Random(1).shuffle(examples)
     version = save(tmp_path / "artifact", examples[:TRAINED]).version[:12]
-    was = [Example(one.features, {model: 1.0 - score for model, score in one.scores.items()}) for one in examples[:300]]
+    was = [Example(one.features, {model: 1.0 - score for model, score in one.scores.items()}) for one in examples[:150]]
     other = save(tmp_path / "other", was).version[:12]  # of a world in which what is right was wrong
     unseen, before, after = examples[TRAINED : -2 * MOST], examples[-2 * MOST : -MOST], examples[-MOST:]
     hard = [one for one in unseen if one.scores["strong"] > one.scores["weak"]][:ASKED]

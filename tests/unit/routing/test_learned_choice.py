@@ -217,7 +217,8 @@ def test_feedback_is_written_once_a_key_and_request(tmp_path: Path, monkeypatch:
 @pytest.mark.timeout(900)
 def test_choices_take_no_more_memory_the_more_there_are() -> None:
     learned = taught(LearnedSettings(strong_share=0.3, explore=0.1), chance=0.5)
-    for _ in range(100):
+    learned.take(learned.champion, taught(LearnedSettings()).champion)
+    for _ in range(500):
         learned.choose(HARD, (0.0, 0.0))
     tracemalloc.start()
     try:
