@@ -136,7 +136,9 @@ class Postgres(Engine):
         with tempfile.TemporaryFile() as said:
             done = subprocess.run(command, cwd="/", stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=_PATIENCE_S, check=False)
             said.seek(0)
-            assert done.returncode == 0, f"{program}: {said.read().decode(errors='replace')}"
+            log = self._data / "log"
+            why = log.read_text(errors="replace")[-1500:] if done.returncode and log.exists() else ""
+            assert done.returncode == 0, f"{program}: {said.read().decode(errors='replace')}{why}"
 
     @property
     def pid(self) -> int:
