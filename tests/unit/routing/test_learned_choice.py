@@ -167,16 +167,22 @@ def test_the_last_question_is_read_however_it_is_written() -> None:
 
 
 def test_a_record_tells_what_was_decided_and_no_text() -> None:
-    learned = taught(LearnedSettings(quality=0.8, explore=0.0))
+    learned = taught(LearnedSettings(quality=0.8, explore=0.0), chance=0.1)
     learned.take(learned.champion, taught(LearnedSettings(quality=0.8)).champion)
-    choices = [learned.choose(HARD, (0.0, 1.0)) for _ in range(8)]
-    assert [bool(one.shadow[0]) for one in choices] == [False, False, False, True] * 2  # a challenger is asked now and then
-    assert learned.choose(HARD, (0.0, 1.0), lasting=False).shadow[0] == "strong"
-    choice = choices[-1]
+    choice = learned.choose(HARD, (0.0, 1.0))
     detail, features = unpacked(msgspec.msgpack.decode(msgspec.msgpack.encode(choice.record())))
     assert (set(features.words), features.shape) == (set(HARD.words), HARD.shape)
     assert detail["rule"] == QUALITY and detail["shadow"] == "strong" and detail["expected"].keys() == set(MODELS)
     assert b"theorem" not in msgspec.msgpack.encode(choice.record())
+
+
+def test_a_challenger_is_asked_in_a_quarter_of_the_requests_and_for_every_explanation() -> None:
+    settings = LearnedSettings(quality=0.8, explore=0.0)
+    learned = Learned("g", MODELS, settings, random.Random(1).random)
+    learned.take(taught(settings).champion, taught(settings).champion)
+    asked = [bool(learned.choose(HARD, (0.0, 1.0)).shadow[0]) for _ in range(1000)]
+    assert sum(asked) / len(asked) == pytest.approx(0.25, abs=0.05)
+    assert all(learned.choose(HARD, (0.0, 1.0), lasting=False).shadow[0] == "strong" for _ in range(20))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +222,7 @@ def test_feedback_is_written_once_a_key_and_request(tmp_path: Path, monkeypatch:
 
 @pytest.mark.timeout(900)
 def test_choices_take_no_more_memory_the_more_there_are() -> None:
-    learned = taught(LearnedSettings(strong_share=0.3, explore=0.1), chance=0.5)
+    learned = taught(LearnedSettings(strong_share=0.3, explore=0.1), chance=0.2)
     learned.take(learned.champion, taught(LearnedSettings()).champion)
     for _ in range(500):
         learned.choose(HARD, (0.0, 0.0))

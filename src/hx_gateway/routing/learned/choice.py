@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 SHARE, QUALITY, TERM, ORDER, EXPLORE = "share", "quality", "term", "order", "explore"
 """What decided: a share of calls for the strong model, the cheapest that is good enough, a term of the policy, the stated order
 because of a doubt, or a draw so that every model goes on being judged."""
-_ASKED_ONE_IN = 4  # the challenger's wish is for comparison only: a trial goes by judged answers, which the housekeeper has it foretell
+_ASKED = (
+    0.25  # of requests: the challenger's wish is for comparison only, a trial goes by judged answers that the housekeeper has it foretell
+)
 _SHORT = 12  # digits of a version that are enough to tell artifacts apart
 
 
@@ -114,7 +116,6 @@ class Learned:
         self.challenger: Scorer | None = None
         self.counts: dict[tuple[str, str], int] = {}  # decisions by model and rule; a term's model is not known here
         self._chance = chance
-        self._since = 0  # choices since the challenger was asked
         self._share = ShareThreshold(settings.strong_share or 0.0)
         self._shadow_share = ShareThreshold(settings.strong_share or 0.0)
 
@@ -144,12 +145,11 @@ class Learned:
         rule, order, prediction = _judged(self.champion, features, models, settings, costs, self._share, lasting)
         challenger = self.challenger
         shadow = ("", "")
-        if challenger is not None and (not lasting or self._since >= _ASKED_ONE_IN - 1):
+        if challenger is not None and (not lasting or self._chance() < _ASKED):
             _, wanted, other = _judged(challenger, features, models, settings, costs, self._shadow_share, lasting)
             first = wanted[0] if wanted else models[max(range(len(models)), key=other.probabilities.__getitem__)]
             shadow = (first, challenger.version[:_SHORT])
         if lasting:
-            self._since = (self._since + 1) % _ASKED_ONE_IN
             if settings.explore and self._chance() < settings.explore:
                 drawn = models[int(self._chance() * len(models))]
                 rule, order = EXPLORE, (drawn, *(model for model in models if model != drawn))
