@@ -18,8 +18,8 @@ from hx_gateway.routing.learned.model import Scorer
 
 COLUMNS = 6  # of weights that all models share at most; each costs a prompt about 10 µs
 LEAST_EXAMPLES = 50
-_SHAPE = 0.25  # how far the shape of a prompt may speak beside its words
-_COMMON, _APART = 2.0, 2.0  # ridge on what is common to two models (to more, less: all tell of it), and on what sets them apart
+_SHAPE = 0.18  # how far the shape of a prompt may speak beside its words
+_COMMON, _APART = 1.0, 2.0  # ridge on what is common to all models, and on what sets them apart
 _ROUNDS = 20  # of the optimiser: stopping early is part of the ridge
 _FOLDS, _FEW = 3, 3000  # prompts that a scorer has not seen tell what is usual; of few, more are left to train on
 _REFERENCE = 1000  # prompts kept as an example of traffic
@@ -138,7 +138,7 @@ def _fit(counts: Any, shapes: Any, scores: Any) -> _Fit:
     models = scores.shape[1]
     filled = np.where(there, scores, 0.0)
     axes, _ = np.linalg.qr(np.hstack([np.full((models, 1), 1.0), np.eye(models)[:, 1:]]))
-    loose = np.sqrt(1.0 / np.array([_COMMON * sqrt(2.0 / models)] + [_APART] * (models - 1)))
+    loose = np.sqrt(1.0 / np.array([_COMMON] + [_APART] * (models - 1)))
 
     def loss(flat: Any) -> tuple[float, Any]:
         weights = (flat.reshape(-1, models) * loose) @ axes.T
