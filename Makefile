@@ -15,7 +15,7 @@ TOGETHER ?= -n 3 --dist loadfile --no-loadscope-reorder
 ALONE = $$(grep -rl 'mark[.]alone' tests --include='test_*.py')
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-system unit check fix bench bench-rag bench-router docs bundle constraints clean
+.PHONY: help venv demo test test-system unit check fix bench bench-rag bench-router docs site bundle constraints clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-router: $(STAMP) ## measure how well the learned router knows which prompt
 
 docs: $(STAMP) ## write the generated reference pages again
 	@$(BIN)/hx-gateway docs --write
+
+site: $(STAMP) ## the documentation as web pages, in build/site
+	@$(BIN)/mkdocs build --quiet --strict
 
 bundle: $(TRIED) ## one tar to install the gateway from without a network, in dist/ (EXTRAS=local,postgres,…)
 	@$(BIN)/python tools/bundle.py $(if $(EXTRAS),--extras $(EXTRAS))
