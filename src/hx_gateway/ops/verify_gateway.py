@@ -156,7 +156,8 @@ def documents(client: Client) -> str:
     own = client.ask("POST", "/v1/rag/search", {"namespace": space, "query": "ping"})
     if own.status == 403:
         raise Skipped(f"the key may not use a namespace of its own: {own.error}")
-    own.wanted()
+    if not own.error.startswith("namespace_not_found"):  # what it is where others have documents
+        own.wanted()
     try:
         documents = [{"id": name, "text": text} for name, text in texts.items()]
         client.ask("POST", "/v1/rag/upsert", {**where, "documents": documents}).wanted()

@@ -196,6 +196,8 @@ class Name:
             text = f"Return exactly the text: {number}"
             answer = self._embed(input=text) if embeds else self._ask("chat/completions", chat_body(text, most=1))
             headers = answer.wanted().headers
+            if headers.get("x-hx-reason", "").startswith("learned: "):
+                raise Skipped("it sends each prompt to the model that it learned is worth it, not to all alike")
             return headers.get("x-hx-model", ""), headers.get("x-hx-endpoint", "")
 
         most, policy = max(one["weight"] for one in able), (self.status or {}).get("policy")
