@@ -69,7 +69,7 @@ def yaml_examples() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "example"), yaml_examples())
 def test_every_example_of_a_configuration_loads(page: str, example: str) -> None:
-    loaded = load_text(example, page, {"MASTER_KEY": f"hx-{secrets.token_urlsafe(24)}"})
+    loaded = load_text(example, page, {name: f"hx-{secrets.token_urlsafe(24)}" for name in ("MASTER_KEY", "JUDGE_KEY")})
     assert (loaded.blockers, loaded.unused) == ((), ())
 
 
