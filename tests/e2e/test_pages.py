@@ -23,8 +23,11 @@ from hx_gateway.testing.script import Model
 
 LANGUAGES = ("sh", "bash", "python")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorials").glob("*.md")), *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
-OTHERS = {"docs/how-to/extend.md": "tests/integration/library/test_extend_page.py", "docs/how-to/maintain.md": "not run yet"}
-"""Pages that are left out here as a whole, and why."""
+OTHERS = {
+    "docs/how-to/extend.md": "tests/integration/library/test_extend_page.py",
+    "docs/how-to/maintain.md": "tests/integration/ops/test_maintain_page.py",
+}
+"""Pages with a test of their own."""
 
 ROOT_NEEDED = re.compile(r"\bsudo |\bhx-gateway service ")
 """What says on the page that a block needs root or the service of systemd; tests/system has these."""
@@ -70,7 +73,7 @@ SWAPS = {
     "docs/how-to/embed.md": {"await asyncio.Event().wait()": "pass", "port=8000": "port={port}", "http://llm-09:11403": "{model_server}"},
     "docs/how-to/from-litellm.md": {
         "--port 8000": "--port {port}", "http://127.0.0.1:8000": "http://127.0.0.1:{port}", "http://127.0.0.1:4000": "http://127.0.0.1:{other}",
-        "litellms-key": "{key}", "the-gateways-key": "{key}", "your-key": "{key}",
+        "LITELLM_CONFIG=config.yaml": "mkdir another; cd another; LITELLM_CONFIG=../config.yaml", "litellms-key": "{key}", "the-gateways-key": "{key}", "your-key": "{key}",
     },
     "docs/how-to/learned-routing.md": {"01JABCDEFGHJKMNPQRSTVWXYZ0": "{asked}"},
     "docs/how-to/migrate-stores.md": {
@@ -154,6 +157,9 @@ RUN = [block for block in BLOCKS if block.run]
 def test_the_table_is_true() -> None:
     met = {block.entry for block in BLOCKS if block.language in LANGUAGES and not ROOT_NEEDED.search(block.text)}
     assert {(page, start) for page, starts in NOT_HERE.items() for start in starts} == met - {None}, "entries that match no block"
+    whys = [why for starts in NOT_HERE.values() for why in starts.values()]
+    whys += OTHERS.values()
+    assert [path for why in whys for path in re.findall(r"tests/[\w./]+\w", why) if not (ROOT / path).exists()] == []
     for page, swaps in SWAPS.items():
         said = "".join(block.text for block in RUN if block.page == page)
         assert [text for text in swaps if text not in said] == [], page
