@@ -43,7 +43,7 @@ class Forward:
             Failure: The upstream is drained (``no_deployment``).
         """
         exchange = self.exchange
-        if self.endpoint.cool_until_s == inf:
+        if self.endpoint.drained:
             raise Failure(errors.NO_DEPLOYMENT, f"{self.endpoint.name} is drained: its operator has taken it out of service")
         headers = b"%bx-request-id: %b\r\n" % (b"".join(exchange.forward), request_id(exchange))
         path = self.endpoint.address.base.encode("latin-1") + exchange.target

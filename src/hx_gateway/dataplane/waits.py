@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import inf
 from typing import TYPE_CHECKING
 
 from hx_gateway.core import errors
@@ -82,12 +81,7 @@ def _open(target: Target) -> Iterator[Deployment]:
     """The deployments that are neither being rested, nor drained, nor without weight."""
     for deployment in target.deployments:
         endpoint = deployment.endpoint
-        if (
-            deployment.weight
-            and deployment.breaker.state == "closed"
-            and endpoint.breaker.state == "closed"
-            and endpoint.cool_until_s < inf
-        ):
+        if deployment.weight and deployment.breaker.state == "closed" and endpoint.breaker.state == "closed" and not endpoint.drained:
             yield deployment
 
 

@@ -66,7 +66,7 @@ class Drains:
             except (OSError, ValueError) as error:
                 _log.error("which endpoints are drained cannot be read and is as it was: %s", error)
         for endpoint in endpoints:
-            if (endpoint.cool_until_s == inf) != (endpoint.name in self.drained):
+            if endpoint.drained != (endpoint.name in self.drained):
                 endpoint.cool_until_s = inf if endpoint.name in self.drained else 0.0
 
     def change(self, name: str, drain: Drain | None) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable
-from math import inf
 from typing import Any
 
 from hx_gateway.core.clock import Clock
@@ -63,7 +62,7 @@ class Placement:
     def look(self, endpoint: Endpoint, plan: Iterable[Kept]) -> None:
         """After a good probe of an endpoint: begin to load what the plan wants there and is missing, one after the other."""
         kept = [one for one in plan if one.deployment.endpoint is endpoint]
-        if not kept or endpoint in self._tasks or endpoint.facts.engine != "ollama" or endpoint.cool_until_s == inf:
+        if not kept or endpoint in self._tasks or endpoint.facts.engine != "ollama" or endpoint.drained:
             return
         if any(self._due(one) for one in kept):
             task = asyncio.get_running_loop().create_task(self.load(endpoint, kept), name="placement")

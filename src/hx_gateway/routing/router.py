@@ -7,7 +7,6 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Endpoint
@@ -228,7 +227,7 @@ class Router:
             return "it already failed this request"
         if not deployment.weight:
             return "its weight is 0"
-        if endpoint.cool_until_s == inf:
+        if endpoint.drained:
             return "its endpoint is drained"
         if deployment.full:
             return f"it is at its limit of concurrent requests ({deployment.in_flight} under way)"
@@ -345,7 +344,7 @@ class Router:
                 deployment.endpoint.cool_until_s - now_s,
             )
             for deployment in ask.target.deployments
-            if deployment.weight and deployment.endpoint.cool_until_s < inf
+            if deployment.weight and not deployment.endpoint.drained
         ]
         return max(1.0, min(waits, default=1.0))
 
