@@ -82,12 +82,15 @@ class Shelf:
         if found is None:
             return None
         recording, size = found
-        if not -_SKEW_MS <= now_ms - recording.made_ms < self.ttl_ms:
+        if not self._fresh(recording, now_ms):
             del self._held[key]
             self.bytes -= size
             return None
         self._held.move_to_end(key)
         return recording
+
+    def _fresh(self, recording: Recording, now_ms: int) -> bool:
+        return -_SKEW_MS <= now_ms - recording.made_ms < self.ttl_ms
 
     def hold(self, key: bytes, recording: Recording) -> None:
         """Keep a recording in memory, or count anew what one takes that has grown by another form."""
@@ -150,7 +153,7 @@ class Shelf:
                 some = keys[at : at + _AT_ONCE]
                 for number, data in enumerate(await remote.call("MGET", *(_PREFIX + key.hex().encode() for key in some)), at):
                     recording = Recording.unpacked(data) if isinstance(data, bytes) else None
-                    if recording is not None and -_SKEW_MS <= now_ms - recording.made_ms < self.ttl_ms:
+                    if recording is not None and self._fresh(recording, now_ms):
                         found[number] = recording
                         self.hold(keys[number], recording)
         except Unavailable:
