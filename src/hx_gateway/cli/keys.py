@@ -91,10 +91,10 @@ class _Desk:
 
     async def _run(self, work: Callable[[Store, By], Awaitable[Any]], changes: bool) -> Any:
         import asyncio
-        import getpass
         import os
 
         from hx_gateway.core.errors import Unavailable
+        from hx_gateway.ledger.audit import at_shell
         from hx_gateway.stores.known_keys import renew
         from hx_gateway.stores.sql.keys import By
         from hx_gateway.stores.sql.upgrade import opened
@@ -104,11 +104,7 @@ class _Desk:
         async with asyncio.timeout(4 * _STATEMENT_S):
             store = await opened(self.url, _STATEMENT_S, 1)
         try:
-            try:
-                login = getpass.getuser()
-            except (KeyError, OSError):
-                login = str(os.getuid())
-            done = await work(store, By(f"cli:{login}", os.uname().nodename))
+            done = await work(store, By(at_shell(), os.uname().nodename))
             if changes and self.folder.is_dir():
                 try:
                     await renew(store, self.folder)

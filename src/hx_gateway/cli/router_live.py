@@ -119,17 +119,12 @@ def promote(
 
 def _noted(settings: GatewayConfig, action: str, group: str, version: str) -> None:
     """Write into the audit log what was done by hand."""
-    import getpass
     import os
 
     from hx_gateway.config.storage import state_directory
-    from hx_gateway.ledger.audit import note
+    from hx_gateway.ledger.audit import at_shell, note
 
-    try:
-        login = getpass.getuser()
-    except (KeyError, OSError):
-        login = str(os.getuid())
-    note(state_directory(settings.storage, os.environ), f"cli:{login}", action, group, version=version[:12])
+    note(state_directory(settings.storage, os.environ), at_shell(), action, group, version=version[:12])
 
 
 def _file(artifact: str) -> tuple[str, bytes] | None:

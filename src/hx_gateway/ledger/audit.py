@@ -65,6 +65,17 @@ def note(
         _log.error("the audit log cannot be written to %s: %s", folder, error.strerror or error)
 
 
+def at_shell() -> str:
+    """The actor of what is done on the command line: ``cli:`` and the login."""
+    import getpass
+    import os
+
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):
+        return f"cli:{os.getuid()}"
+
+
 def waiting(folder: Path) -> list[Path]:
     """Deeds that are not in the store yet, oldest first."""
     return sorted((folder / FOLDER).glob("*.json"))
