@@ -21,24 +21,24 @@ PAIR = ("weak", "strong")
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no data: {DATA} is not there")
 
 
-def rows(name: str, most: int) -> list[Example]:
+def rows(name: str, every: int = 1) -> list[Example]:
     with gzip.open(DATA / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
-        found = [json.loads(line) for _, line in zip(range(most), file, strict=False)]
+        found = [json.loads(line) for line in file][::every]
     return [Example(extract(row["prompt"]), {"weak": row["weak_ok"], "strong": row["strong_ok"]}, row["prompt"]) for row in found]
 
 
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
-    return save(tmp_path_factory.mktemp("router") / "router.hx", rows("routellm_gsm8k_dev", 680)[::2])
+    return save(tmp_path_factory.mktemp("router") / "router.hx", rows("routellm_mmlu_dev", 3)[::2])
 
 
 def test_half_of_the_prompts_teach_it_about_the_other_half(scorer: Scorer) -> None:
-    unseen = rows("routellm_gsm8k_dev", 680)[1::2]
+    unseen = rows("routellm_mmlu_dev", 3)[1::2]  # 1,375: of fewer, chance alone moves the figure by more than what is tested
     found = [scorer.predict(one.features, PAIR) for one in unseen]
     gaps = [strong - weak for weak, strong in (one.probabilities for one in found)]
-    assert apgr(gaps, [one.scores["weak"] for one in unseen], [one.scores["strong"] for one in unseen]) > 0.55
+    assert apgr(gaps, [one.scores["weak"] for one in unseen], [one.scores["strong"] for one in unseen]) > 0.6
     assert fmean(bool(one.doubt) for one in found) < 0.05
 
 
 def test_questions_of_another_collection_are_doubted(scorer: Scorer) -> None:
-    assert fmean(bool(scorer.predict(one.features, PAIR).doubt) for one in rows("routellm_mmlu_dev", 500)) > 0.9
+    assert fmean(bool(scorer.predict(one.features, PAIR).doubt) for one in rows("routellm_gsm8k_dev")) > 0.9

@@ -21,7 +21,7 @@ LEAST_EXAMPLES = 50
 _SHAPE = 0.18  # how far the shape of a prompt may speak beside its words
 _COMMON, _APART = 1.0, 2.0  # ridge on what is common to all models, and on what sets them apart
 _ROUNDS = 20  # of the optimiser: stopping early is part of the ridge
-_FOLDS, _FEW = 3, 3000  # prompts that a scorer has not seen tell what is usual; of few, more are left to train on
+_FOLDS, _FEW = 3, 1000  # prompts that a scorer has not seen tell what is usual; of few, more are left to train on
 _REFERENCE = 1000  # prompts kept as an example of traffic
 _NAMES = 2000  # of the heaviest words, for explanations
 
