@@ -22,10 +22,12 @@ KEY = "test-key-of-the-suite"
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody has now, and that no connection made meanwhile is given."""
+    """A TCP port on 127.0.0.1 that nobody has now, and that neither a connection nor a test process beside this one is given meanwhile."""
+    first = 12000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     while True:
         try:
-            with socket.create_server(("127.0.0.1", random.SystemRandom().randrange(12000, 29000))) as listener:
+            with socket.create_server(("127.0.0.1", random.SystemRandom().randrange(first, 29000, beside))) as listener:
                 return int(listener.getsockname()[1])
         except OSError:
             pass  # somebody's
