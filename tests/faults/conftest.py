@@ -62,7 +62,7 @@ class Fleet:
         """Every deployment as ``/models/status`` shows it, by its model's name."""
         return status_of(self.gateway)
 
-    def until(self, condition: Callable[[Fleet], bool], within_s: float = 10.0) -> None:
+    def until(self, condition: Callable[[Fleet], bool], within_s: float = 30.0) -> None:
         """Wait until the condition holds."""
         wait_until(lambda: condition(self), within_s)
 
@@ -71,7 +71,7 @@ class Fleet:
         return not any(deployment["in_flight"] for deployment in self.status().values())
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
     """Wait until the condition holds; fails the test when it never does."""
     give_up_s = time.monotonic() + within_s
     while not condition():
@@ -81,7 +81,7 @@ def wait_until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
 
 def status_of(gateway: GatewayProcess) -> dict[str, dict[str, Any]]:
     """Every deployment as ``/models/status`` shows it, by its model's name."""
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     try:
         connection.request("GET", "/models/status", headers={"authorization": f"Bearer {KEY}"})
         answer = json.loads(connection.getresponse().read())

@@ -75,7 +75,7 @@ class Scripted(Background[Backend]):
         self.backend = super().__enter__()
         return self.backend
 
-    def until(self, condition: Callable[[Backend], bool], timeout_s: float = 10.0) -> None:
+    def until(self, condition: Callable[[Backend], bool], timeout_s: float = 30.0) -> None:
         """Wait until the condition holds.
 
         Raises:
