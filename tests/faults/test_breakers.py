@@ -11,12 +11,12 @@ from tests.faults.asking import chat
 from tests.faults.conftest import Fleet, fleet_of
 from tests.integration.protocol.wire import Answer
 
-REST_S = 1.0
+REST_S = 3.0  # what has to happen while a breaker is open takes a tenth of a second, and longer on a busy machine
 
 
 @pytest.fixture
 def fragile() -> Iterator[Fleet]:
-    """A fleet whose breakers open after three failures, for a second."""
+    """A fleet whose breakers open after three failures, for so long."""
     yield from fleet_of(threshold=3, rest_s=REST_S, wait_s=5.0)
 
 
@@ -58,7 +58,7 @@ def test_the_last_member_is_never_shut_out(fragile: Fleet) -> None:
         assert asked(fleet) == number + 1
     assert fleet.status()["solo"]["breaker"]["state"] == "open"
     fleet.fail("one", None)
-    fleet.one.first_token_s = 0.5
+    fleet.one.first_token_s = 2.0
     got: list[Answer] = []
     threads = [threading.Thread(target=lambda: got.append(chat(fleet.port))) for _ in range(6)]
     before = asked(fleet)
@@ -72,7 +72,7 @@ def test_the_last_member_is_never_shut_out(fragile: Fleet) -> None:
     for answer in got:
         if answer.status == 503:
             assert answer.code == "no_healthy_deployment"
-            assert 1 <= int(answer.header("retry-after") or 0) <= 2
+            assert 1 <= int(answer.header("retry-after") or 0) <= REST_S
     assert fleet.status()["solo"]["breaker"]["state"] == "closed"
     assert chat(fleet.port).status == 200
 
