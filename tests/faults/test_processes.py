@@ -16,14 +16,16 @@ from tests.integration.protocol.wire import Client, ask, events, request, texts
 from tests.support.background import scripted
 from tests.support.gateway import GatewayProcess
 
+KILLED_WAIT_S = 25.0
+
 
 @contextmanager
-def stage(*options: str) -> Iterator[tuple[GatewayProcess, ServerProcess]]:
-    """A gateway, the server that will suffer, and another that is well."""
+def stage(*options: str, wait_s: float = 1.2) -> Iterator[tuple[GatewayProcess, ServerProcess]]:
+    """A gateway, the server that will suffer, and another that is well; where that is killed, nothing may end for having waited too long."""
     with (
         ServerProcess(*options) as one,
         scripted("openai", models=("tiny:1b",)) as two,
-        GatewayProcess(CONFIG.format(one=one.url, two=two.url, threshold=5, rest_s=60, wait_s=1.2)) as gateway,
+        GatewayProcess(CONFIG.format(one=one.url, two=two.url, threshold=5, rest_s=60, wait_s=wait_s)) as gateway,
     ):
         yield gateway, one
         wait_until(lambda: not any(deployment["in_flight"] for deployment in status_of(gateway).values()))
@@ -44,7 +46,7 @@ def back_again(gateway: GatewayProcess, one: ServerProcess) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_killed_before_it_said_anything(stream: bool) -> None:
-    with stage("--first-token-s", "30") as (gateway, one):
+    with stage("--first-token-s", "30", wait_s=KILLED_WAIT_S) as (gateway, one):
         with Client(gateway.port) as client, Client(gateway.port) as lucky:
             client.send(request(ask("ping", stream=stream, model="solo")))
             lucky.send(request(ask("ping", stream=stream, model="pair")))
@@ -63,7 +65,7 @@ def test_killed_before_it_said_anything(stream: bool) -> None:
 
 
 def test_killed_in_the_middle_of_a_whole_answer() -> None:
-    with stage("--fault", "black_hole") as (gateway, one):
+    with stage("--fault", "black_hole", wait_s=KILLED_WAIT_S) as (gateway, one):
         with Client(gateway.port) as client, Client(gateway.port) as lucky:
             client.send(request(ask("ping", model="solo")))
             lucky.send(request(ask("ping", model="pair")))
@@ -78,7 +80,7 @@ def test_killed_in_the_middle_of_a_whole_answer() -> None:
 
 @pytest.mark.parametrize("model", ["solo", "pair"])
 def test_killed_in_the_middle_of_a_stream(model: str) -> None:
-    with stage("--token-s", "0.02") as (gateway, one):
+    with stage("--token-s", "0.02", wait_s=KILLED_WAIT_S) as (gateway, one):
         with opened(gateway.port, "Count to 1000", model) as client:
             assert client.head()[0] == 200
             body = b"".join(client.chunk() for _ in range(6))
