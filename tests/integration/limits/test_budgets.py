@@ -21,14 +21,17 @@ from hx_gateway.stores.known_keys import renew
 from hx_gateway.stores.sql import keys, usage
 from hx_gateway.stores.sql.engine import Store
 
-DAY = int(time.time()) // 86400
+
+def today() -> int:
+    """The day's number, as a table of limits counts days."""
+    return int(time.time()) // 86400
 
 
 def state_of(folder: Path, id: str) -> State | None:
     """What a machine counts for a key; None where it has no place for it."""
     table = Table(folder / "limits.map", counts=False)
     try:
-        index, state = table.find(key_of(id), DAY, make=False), State()
+        index, state = table.find(key_of(id), today(), make=False), State()
         return state if index >= 0 and table.read(index, state) else None
     finally:
         table.close()
@@ -81,7 +84,7 @@ async def test_sums_are_raised_and_never_lowered(database_url: str, tmp_path: Pa
         assert await duty.run(store) is None
 
         table = Table(tmp_path / "limits.map")
-        index = table.find(key_of(key.id), DAY)
+        index = table.find(key_of(key.id), today())
         assert table.acquire(index) and table.read(index, state)
         state.day_tokens = 50
         table.write(index, state)
