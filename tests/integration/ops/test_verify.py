@@ -47,6 +47,7 @@ def test_nothing_is_found_where_nothing_is_wrong(fleet: Fleet) -> None:
     assert passed >= {
         ("chat", "small"), ("stream", "large"), ("embeddings", "emb-premium"), ("group header", "hx-chat"), ("spread", "small"),
         ("auth", ""), ("limits", ""), ("documents", ""), ("endpoint", "two"), ("counters", ""), ("overhead", ""), ("chat", "gpt-4o"),
+        ("store", "sqlite"),
     }  # fmt: skip
     assert all(sent == well > 0 for sent, well in report.counters.values())
     assert set(report.counters) == set(WHOLE.names)
@@ -104,11 +105,20 @@ def test_what_the_configuration_promises_must_be_there(fleet: Fleet) -> None:
         verify(
             fleet,
             Expect(
-                names=("hx-chat-premium",), dimensions={"emb-premium": 1024}, members={"hx-chat": frozenset({"mistral"})}, stores=("redis",)
+                names=("hx-chat-premium",),
+                dimensions={"emb-premium": 1024},
+                members={"hx-chat": frozenset({"mistral"})},
+                stores=("redis", "postgres"),
             ),
         )
     )
-    assert set(found) == {("listed", "hx-chat-premium"), ("embeddings", "emb-premium"), ("available", "hx-chat"), ("store", "redis")}
+    assert set(found) == {
+        ("listed", "hx-chat-premium"),
+        ("embeddings", "emb-premium"),
+        ("available", "hx-chat"),
+        *(("store", name) for name in ("redis", "postgres")),
+    }
+    assert "gateway runs without: SQLite file" in found["store", "postgres"]
     assert found["embeddings", "emb-premium"] == "vectors have 16 dimensions instead of 1024"
     assert found["available", "hx-chat"] == "served by large, small instead of mistral"
 
