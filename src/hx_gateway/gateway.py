@@ -98,11 +98,7 @@ class Gateway:
             ceilings=self.backing.metering.ceilings,
         )
         self.monitor = Monitor(
-            lambda: self.registry,
-            config.load_balancer.health_check_interval,
-            self.clock,
-            fetch=fetch,
-            provider_named=self.provider_named,
+            lambda: self.registry, config.load_balancer.health_check_interval, self.clock, fetch=fetch, provider_named=self.provider_named
         )
         self._adopt(config, Assembly(config, self.provider_named))
 
@@ -119,13 +115,14 @@ class Gateway:
         plan = _Plan(self, config, keys)
         stages = [(name, find("stage", name, STAGES)(plan)) for name in config.pipeline.stages]
         run = [stage for _, stage in stages if stage is not None]
+        named = [find("observer", name, {})(plan) for name in config.monitoring.observers]
         reading = ("inspect", "resolve", "cache")  # what looks into the body
         unread = [stage for name, stage in stages if stage is not None and name not in reading]
 
         self.backing.adopt(config, keys, assembly.endpoints.values())
         proxy, balancer, performance = self.proxy, config.load_balancer, config.performance
         bodies = [self.backing.ledger.bodies] if config.ledger.bodies.enabled else []
-        proxy.observers = (*self.telemetry.observers, self.backing.ledger, self.backing.metering, *bodies, *self._guests)
+        proxy.observers = (*self.telemetry.observers, self.backing.ledger, self.backing.metering, *bodies, *named, *self._guests)
         self.config, self.keys, self.assembly, self.registry = config, keys, assembly, registry
         self._reading = [stage for name, stage in stages if stage is not None and name in ("inspect", "resolve")]
         self.pipeline = Pipeline([*self.telemetry.stages, *bodies, *run], proxy.start, proxy.answer, proxy.refuse)
@@ -160,7 +157,7 @@ class Gateway:
         self._known = None
 
     def observe(self, observer: Observer) -> None:
-        """Have another observer told of attempts and ends, after the gateway's own; it stays when the configuration is reloaded."""
+        """Have another observer told of attempts and ends, after all others; it stays when the configuration is reloaded."""
         self._guests.append(observer)
         self.proxy.observers += (observer,)
 
@@ -372,7 +369,7 @@ class ReloadRefused(Exception):
 
 
 class _Plan:
-    """What a stage is built from: the configuration to come, and the gateway it will serve."""
+    """What a stage or an observer is built from: the configuration to come, and the gateway it will serve."""
 
     def __init__(self, gateway: Gateway, config: GatewayConfig, keys: KeyRing) -> None:
         self._gateway = gateway
@@ -392,7 +389,7 @@ def build(config: GatewayConfig, workers: int = 1, **options: Any) -> Gateway:
     """A gateway for a configuration; nothing is started yet.
 
     Raises:
-        UnknownPlugin: The configuration names a stage, policy or provider that does not exist.
+        UnknownPlugin: The configuration names a stage, policy, provider or observer that does not exist.
     """
     return Gateway(config, workers, **options)
 

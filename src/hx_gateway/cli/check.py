@@ -230,14 +230,18 @@ def check(
         bool, typer.Option("--live", help="Also ask each endpoint what it has; no token is generated and no model loaded.")
     ] = False,
 ) -> None:
-    """Check a configuration: print every problem (exit code 1), or what would result (exit code 0)."""
+    """Check a configuration: print every problem (exit code 1), or what would result (exit code 0).
+
+    Plug-ins that it names are imported; nothing is asked over the network without `--live`.
+    """
     import json
     import os
 
     from hx_gateway.config.load import ConfigError, load
+    from hx_gateway.ops.plugged import plugged
 
     try:
-        loaded = load(config, os.environ)
+        loaded = load(config, os.environ, plugged)
     except ConfigError as error:
         if as_json:
             typer.echo(json.dumps({"ok": False, "problems": [problem.as_json() for problem in error.problems]}, indent=2))

@@ -16,6 +16,7 @@ from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, GroupSettings, S
 from hx_gateway.config.shape import dotted, nearest, shown
 from hx_gateway.config.storage import state_directory
 from hx_gateway.config.weak_keys import NEW_KEY, fault, hash_fault
+from hx_gateway.core.plugins import ENTRY_POINT_PREFIX
 
 
 def discovers(config: GatewayConfig) -> bool:
@@ -195,8 +196,8 @@ def _keys(config: GatewayConfig, environ: Mapping[str, str]) -> Iterator[Finding
             yield Finding(("service", "host"), message, level="blocker", rests_on="keys")
 
 
-TERMS = ("wait", "load", "prefill", "decode", "price", "risk", "first_byte", "busy", "quality")
-"""Terms of the score that are built in; any other is a plug-in's dotted path."""
+TERMS = ("wait", "load", "prefill", "decode", "price", "risk", "first_byte", "busy", "tokens", "quality")
+"""Terms of the score that are built in; any other is a plug-in's."""
 
 
 def _own_policies(config: GatewayConfig) -> Iterator[Finding]:
@@ -205,11 +206,9 @@ def _own_policies(config: GatewayConfig) -> Iterator[Finding]:
         if bool(own.terms) == (own.picker is not None):
             yield Finding(path, "needs either terms or a picker", on_key=True)
         for term in own.terms:
-            if term not in TERMS and "." not in term and ":" not in term:
-                hint = nearest(term, TERMS) or f"; there are {', '.join(TERMS)}"
-                yield Finding((*path, "terms", term), f"there is no term called {shown(term)}{hint}", on_key=True)
+            yield from _plugged("term", (*path, "terms", term), term, TERMS, "term", on_key=True)
         if own.picker is not None:
-            yield from _policy((*path, "picker"), own.picker)
+            yield from _plugged("picker", (*path, "picker"), own.picker, ALGORITHMS)
 
 
 def _fallbacks(config: GatewayConfig) -> Iterator[Finding]:
@@ -226,14 +225,16 @@ def _fallbacks(config: GatewayConfig) -> Iterator[Finding]:
                     yield _unknown(config, path, target, known)
 
 
-def _policy(path: Path, name: str, own: Collection[str] = ()) -> Iterator[Finding]:
-    if name in ALGORITHMS or name in own or "." in name or ":" in name:
+def _plugged(
+    kind: str, path: Path, name: str, known: Collection[str], what: str = "balancing policy", on_key: bool = False
+) -> Iterator[Finding]:
+    """A fault where ``name`` is neither known, nor a dotted path, nor the entry point of an installed package."""
+    if name in known or "." in name or ":" in name:
         return
-    entries = importlib.metadata.entry_points()
-    installed = [found for group in entries.groups if group.startswith("hx_gateway.") for found in entries.select(group=group).names]
+    installed = importlib.metadata.entry_points(group=ENTRY_POINT_PREFIX + kind).names
     if name not in installed:
-        hint = nearest(name, [*ALGORITHMS, *own, *installed]) or f"; there are {', '.join(ALGORITHMS)}"
-        yield Finding(path, f"there is no balancing policy called {shown(name)}{hint}")
+        hint = nearest(name, [*known, *installed]) or f"; there are {', '.join([*known, *sorted(installed)])}"
+        yield Finding(path, f"there is no {what} called {shown(name)}{hint}", on_key=on_key)
 
 
 def _embedding_fallbacks(config: GatewayConfig) -> Iterator[Finding]:
@@ -303,11 +304,12 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
     yield from _embedding_fallbacks(config)
     yield from _placement(config)
     yield from _stages(config)
-    yield from _policy(("load_balancer", "algorithm"), config.load_balancer.algorithm, config.policies)
+    policies = (*ALGORITHMS, *config.policies)
+    yield from _plugged("picker", ("load_balancer", "algorithm"), config.load_balancer.algorithm, policies)
     for section, entries in (("models", config.models), ("groups", config.groups)):
         for name, entry in entries.items():
             if entry.policy is not None:
-                yield from _policy((section, name, "policy"), entry.policy, config.policies)
+                yield from _plugged("picker", (section, name, "policy"), entry.policy, policies)
     if config.load_balancer.tag_filtering != "off" and not any(model.tags for model in config.models.values()):
         yield Finding(("load_balancer", "tag_filtering"), "does nothing: no entry of models has tags", level="warning")
     monitoring = config.monitoring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -53,6 +53,7 @@ class Loaded:
 
 
 Stamp = tuple[int, int, int] | None
+Further = Callable[[GatewayConfig], Iterable[Finding]] | None
 
 
 def stamp_of(path: FilePath | None) -> Stamp:
@@ -213,7 +214,9 @@ def _unused(data: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dotted(path) for path in _leaves(data) if path in later)
 
 
-def _loaded(name: str, document: Document, path: FilePath | None, directory: FilePath, environ: Mapping[str, str]) -> Loaded:
+def _loaded(
+    name: str, document: Document, path: FilePath | None, directory: FilePath, environ: Mapping[str, str], further: Further = None
+) -> Loaded:
     faults = [Finding(fault.path, fault.message, place=fault.place) for fault in document.faults]
     if document.data is not None and not isinstance(document.data, dict):
         faults.append(Finding((), "the file should hold a mapping of sections, e.g. models:", place=Place(1, 1)))
@@ -230,6 +233,8 @@ def _loaded(name: str, document: Document, path: FilePath | None, directory: Fil
     if config is not None:
         broken = [finding.path for finding in faults + invalid if finding.path]
         found += [finding for finding in crosscheck(config, environ) if not _follows(finding, broken)]
+        said = {finding.path for finding in found}
+        found += [finding for finding in (further(config) if further else ()) if finding.path not in said]
     problems = [locator.problem(finding) for finding in found]
     problems = sorted(dict.fromkeys(problems), key=lambda problem: (problem.source != name, problem.line, problem.column))
     errors = [problem for problem in problems if problem.level == "error"]
@@ -269,12 +274,13 @@ def load_text(text: str, name: str, environ: Mapping[str, str], directory: FileP
     return _loaded(name, parse(text), None, directory or FilePath(), environ)
 
 
-def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
+def load(path: FilePath | None, environ: Mapping[str, str], further: Further = None) -> Loaded:
     """Load a configuration from a file; without one, from defaults and environment.
 
     Args:
         path: The file; None looks in the usual places (see `find`), and then for LiteLLM's (``LITELLM_CONFIG``).
         environ: The environment: overrides, what ``env:`` refers to, and ``HX_CONFIG``.
+        further: Finds more that is wrong with a configuration, where there is more than the configuration to look at.
 
     Raises:
         ConfigError: It cannot be read or used; lists every reason.
@@ -282,7 +288,7 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
     file = find(path, environ)
     given = environ.get(LITELLM_VARIABLE, "")
     if file is None:
-        return _from_litellm(FilePath(given), environ) if given else _loaded("", Document(), None, FilePath(), environ)
+        return _from_litellm(FilePath(given), environ) if given else _loaded("", Document(), None, FilePath(), environ, further)
     stamp = stamp_of(file)
     try:
         with file.open("rb") as stream:
@@ -295,7 +301,7 @@ def load(path: FilePath | None, environ: Mapping[str, str]) -> Loaded:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem("", "is not UTF-8 text; save it as UTF-8", str(file), line, 1)]) from None
-    loaded = _loaded(str(file), parse(text), file, file.parent, environ)
+    loaded = _loaded(str(file), parse(text), file, file.parent, environ, further)
     if given:
         said = Problem(
             "litellm.config",

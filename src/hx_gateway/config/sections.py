@@ -224,6 +224,10 @@ class MonitoringSettings(Settings):
         default=0.01, description="Share of requests that are traced, where the client's traceparent does not decide."
     )
     log_format: Literal["console", "json"] = Field(default="console", description="Lines for people, or JSON for machines.")
+    observers: Names = Field(
+        default=(),
+        description="Plug-ins that are told of every attempt and every end, after the gateway's own: dotted paths or entry points.",
+    )
 
 
 class LitellmSettings(Settings):

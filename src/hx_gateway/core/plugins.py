@@ -1,4 +1,4 @@
-"""One small registry by which configuration names a stage, provider, picker or probe: built in, dotted path, or installed."""
+"""One small registry by which configuration names a stage, provider, picker, observer or probe: built in, dotted path, or installed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,13 @@ def _imported(path: str) -> Any:
     module, _, attribute = path.rpartition(":" if ":" in path else ".")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UnknownPlugin(f"cannot load {path!r}: {error}") from error
+    except Exception as error:  # blame: the plug-in's; its module does anything when it is imported
+        raise _unloaded(path, error) from error
+
+
+def _unloaded(name: str, error: Exception) -> UnknownPlugin:
+    kind = "" if isinstance(error, (ImportError, AttributeError, ValueError)) else f"{type(error).__name__}: "
+    return UnknownPlugin(f"cannot load {name!r}: {kind}{error}")
 
 
 def find(kind: str, name: str, built_in: Mapping[str, str]) -> Any:
@@ -40,9 +45,12 @@ def find(kind: str, name: str, built_in: Mapping[str, str]) -> Any:
     if ":" not in name:  # no entry point has such a name, and to look through what is installed takes milliseconds
         for entry in importlib.metadata.entry_points(group=ENTRY_POINT_PREFIX + kind):
             if entry.name == name:
-                return entry.load()
+                try:
+                    return entry.load()
+                except Exception as error:  # blame: the plug-in's
+                    raise _unloaded(name, error) from error
     if "." in name or ":" in name:
         return _imported(name)
     near = difflib.get_close_matches(name, built_in, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownPlugin(f"no {kind} is called {name!r}{hint} (built in: {', '.join(sorted(built_in))})")
+    raise UnknownPlugin(f"no {kind} is called {name!r}{hint} (built in: {', '.join(sorted(built_in)) or 'none'})")

@@ -27,6 +27,7 @@ _FIXED = ("service", "cors", "monitoring", "storage", "ledger")
 _FREE = (
     ("monitoring", "log_level"),
     ("monitoring", "access_log_per_second"),
+    ("monitoring", "observers"),
     ("ledger", "bodies"),
     ("ledger", "end_user_keys"),
     ("ledger", "end_user_header"),

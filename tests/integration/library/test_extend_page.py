@@ -52,15 +52,15 @@ def test_the_page_s_tests_pass(name: str, modules: dict[str, Any], tmp_path: Pat
     test(*[tmp_path] * len(inspect.signature(test).parameters))
 
 
-async def test_the_page_s_configuration_is_served(modules: dict[str, Any], tmp_path: Path) -> None:
+async def test_the_page_s_configuration_is_served(modules: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACME_SLOW_S", "0")
     (text,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
     text = text.replace('"acme_stage:build"', '"acme_stage:build", "acme_waiting:build"') + ADDED.format(state=tmp_path / "state")
     async with Backend() as near, Backend() as far, Backend() as acme:
         for number, backend in enumerate((near, far, acme), 1):
             text = text.replace(f"http://llm-0{number}:8000", backend.url)
-        watch = modules["acme_observer"].Watch(slow_s=0.0)
         async with Service(load_text(text, "page", {}).config) as service, httpx.AsyncClient(base_url=service.url, timeout=60) as client:
-            service.gateway.observe(watch)
+            (watch,) = [one for one in service.gateway.proxy.observers if type(one) is modules["acme_observer"].Watch]
 
             async def say(model: str, key: str = "a-key-of-this-test-alone", path: str = "chat/completions", **more: int) -> httpx.Response:
                 body = {"model": model, "messages": [{"role": "user", "content": "ping"}], **more}

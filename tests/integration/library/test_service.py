@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import sys
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 from hx_gateway import FlatConfig, LoadBalancer, Service
 from hx_gateway.core.context import Exchange
 from hx_gateway.core.interfaces import unheard
+from hx_gateway.core.plugins import UnknownPlugin
 from hx_gateway.testing.backend import Backend
 
 SAY = {"model": "tiny", "messages": [{"role": "user", "content": "Say: HX-OK"}]}
@@ -80,3 +82,42 @@ async def test_who_observes_hears_of_every_end_and_the_last_counts_are_true(tmp_
         book = service.gateway.telemetry.book
     assert listener.heard == [200, 200, 404]
     assert book.cells("hx_gateway_journal_records", (), 1)[0] == 3, "the journal was closed before its count was told"
+
+
+EARS = """
+class Ear:
+    made = []
+
+    def __init__(self, gateway):
+        self.heard = []
+        self.made.append(self)
+
+    def attempted(self, exchange, failure):
+        raise RuntimeError("told at an attempt")
+
+    def finished(self, exchange):
+        self.heard.append(exchange.status)
+        raise RuntimeError("told at the end")
+"""
+
+
+async def test_observers_that_the_configuration_names_are_made_at_start_and_reload_and_may_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "acme_ears.py").write_text(EARS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    async with Backend() as backend, httpx.AsyncClient(headers={"authorization": "Bearer a-key-of-this-test-alone"}) as client:
+        given = settings(backend, tmp_path)
+        heard = given.config.monitoring.model_copy(update={"observers": ("acme_ears:Ear",)})
+        async with Service(given.config.model_copy(update={"monitoring": heard})) as service:
+            for _ in range(2):
+                assert (await client.post(f"{service.url}/v1/chat/completions", json=SAY)).status_code == 200
+                service.gateway.reload(service.gateway.config)
+            assert (await client.post(f"{service.url}/v1/chat/completions", json=SAY | {"model": "none"})).status_code == 404
+            made = sys.modules["acme_ears"].Ear.made
+            assert [one.heard for one in made] == [[200], [200], [404]]
+            wrong = heard.model_copy(update={"observers": ("acme_ears:Nose",)})
+            with pytest.raises(UnknownPlugin, match="cannot load 'acme_ears:Nose'"):
+                service.gateway.reload(given.config.model_copy(update={"monitoring": wrong}))
+            assert (await client.post(f"{service.url}/v1/chat/completions", json=SAY)).status_code == 200
+            assert made[-1].heard == [404, 200], "the old ones stay"

@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from hx_gateway.cli.main import application
+from hx_gateway.config.load import ConfigError, load_text
+from hx_gateway.routing.policies import policy
 
 FILE = """\
 service: {port: 8123}
@@ -134,3 +136,71 @@ def test_an_ipv6_address_is_shown_in_brackets(tmp_path: Path) -> None:
     path = tmp_path / "six.yaml"
     path.write_text("service: {host: '::1', port: 1}")
     assert "listens on     http://[::1]:1" in run(path).stdout
+
+
+PLUGGED = """\
+pipeline:
+  stages: [authenticate, inspect, resolve, "nowhere:build",
+           limits, cache, admission, "acme_plugged:NUMBER"]
+policies:
+  near: {terms: {wait: 1, acme_distance: 1, acme_broken: 1, tokens: 1, "acme_plugged:distanc": 2}}
+  odd: {picker: intelligent}
+endpoints:
+  a: {url: "http://127.0.0.1:9", provider: olama}
+models:
+  chat: {endpoint: a, policy: "acme_ends:Picker"}
+  other: {endpoint: a, policy: "acme_plugged:distance"}
+monitoring:
+  observers: ["acme_plugged:distance", watch]
+"""
+
+
+def test_what_a_plug_in_s_name_does_not_lead_to_is_found_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "acme_plugged.py").write_text("NUMBER = 1\ndef distance(*_): return 0.0\n")
+    (tmp_path / "acme_ends.py").write_text("raise RuntimeError('no licence')\n")
+    installed = tmp_path / "acme-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text(
+        "[hx_gateway.term]\nacme_distance = acme_plugged:distance\nacme_broken = acme_plugged:gone\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "gateway.yaml"
+    file.write_text(PLUGGED)
+    done = run(file, "--json")
+    assert done.exit_code == 1
+    found = [(one["line"], one["column"], one["path"], one["message"]) for one in json.loads(done.stdout)["problems"]]
+    expected = [
+        (2, 44, "pipeline.stages[3]", "cannot load 'nowhere:build': No module named 'nowhere'; its module must be installed"),
+        (3, 38, "pipeline.stages[7]", "acme_plugged:NUMBER is neither a function nor a class"),
+        (5, 45, "policies.near.terms.acme_broken", "cannot load 'acme_broken': "),
+        (5, 72, "policies.near.terms.acme_plugged:distanc", "cannot load 'acme_plugged:distanc': "),
+        (6, 17, "policies.odd.picker", "no picker is called 'intelligent' (built in: least_busy, "),
+        (8, 44, "endpoints.a.provider", "no provider is called 'olama'; did you mean 'ollama'?"),
+        (10, 31, "models.chat.policy", "cannot load 'acme_ends:Picker': RuntimeError: no licence"),
+        (
+            13,
+            40,
+            "monitoring.observers[1]",
+            "no observer is called 'watch' (built in: none); a plug-in of your own is named module:attribute",
+        ),
+    ]
+    assert [one[:3] for one in found] == [one[:3] for one in expected]
+    for (*_, message), (*_, begins) in zip(found, expected, strict=True):
+        assert message.startswith(begins)
+
+
+def test_a_term_of_an_installed_package_needs_no_dot_and_a_wrong_one_is_refused_by_every_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "acme-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: acme\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[hx_gateway.term]\nacme_distance = acme_near:distance\n")
+    (tmp_path / "acme_near.py").write_text("def distance(*_): return 0.5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = load_text("policies: {near: {terms: {acme_distance: 1.0}}}", "f.yaml", {}).config
+    ((name, term, _),) = policy("near", config.policies).terms
+    assert (name, term(None, None, 0.0, 0.0)) == ("acme_distance", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="there is no term called acme_distanc; did you mean acme_distance"):
+        load_text("policies: {near: {terms: {acme_distanc: 1.0}}}", "f.yaml", {})
