@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from hx_gateway.cli.configuration import settings
 
 if TYPE_CHECKING:
     from hx_gateway.config.schema import GatewayConfig
@@ -138,16 +140,10 @@ def _configure(folder: Path, config: Path | None) -> None:
 def _settings(config: Path | None) -> tuple[GatewayConfig, Path]:
     import os
 
-    from hx_gateway.config.load import ConfigError, load
     from hx_gateway.config.storage import state_directory
-    from hx_gateway.server.run import EXIT_CONFIG
 
-    try:
-        settings: Any = load(config, os.environ).config
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_CONFIG) from None
-    return settings, state_directory(settings.storage, os.environ)
+    found = settings(config)
+    return found, state_directory(found.storage, os.environ)
 
 
 def _end(message: str) -> NoReturn:

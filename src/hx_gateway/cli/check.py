@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from hx_gateway.cli.configuration import Config, File, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -222,9 +223,8 @@ def tables(endpoints: list[dict[str, Any]], stderr: bool = False) -> None:
 
 
 def check(
-    config: Annotated[
-        Path | None, typer.Argument(help="The file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml.")
-    ] = None,
+    file: File = None,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     live: Annotated[
         bool, typer.Option("--live", help="Also ask each endpoint what it has; no token is generated and no model loaded.")
@@ -241,7 +241,7 @@ def check(
     from hx_gateway.ops.plugged import plugged
 
     try:
-        loaded = load(config, os.environ, plugged)
+        loaded = load(chosen(file, config), os.environ, plugged)
     except ConfigError as error:
         if as_json:
             typer.echo(json.dumps({"ok": False, "problems": [problem.as_json() for problem in error.problems]}, indent=2))

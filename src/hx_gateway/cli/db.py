@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from hx_gateway.cli.configuration import Config, File, chosen, settings
+
 
 class Action(StrEnum):
     """What to do."""
@@ -21,9 +23,8 @@ def db(
     action: Annotated[
         Action, typer.Argument(help="Show schema, rows and size; bring the schema up to this release; or put back the copy from before.")
     ],
-    config: Annotated[
-        Path | None, typer.Argument(help="Configuration file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml.")
-    ] = None,
+    file: File = None,
+    config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Look at the database, or upgrade it; a running gateway upgrades it by itself, and a SQLite file is copied before.
@@ -36,20 +37,14 @@ def db(
     from dataclasses import asdict
     from urllib.parse import urlsplit
 
-    from hx_gateway.config.load import ConfigError, load
     from hx_gateway.config.storage import database_url, state_directory
     from hx_gateway.ops.backup import revert
     from hx_gateway.ops.host import Refused
-    from hx_gateway.server.run import EXIT_CONFIG
     from hx_gateway.stores.sql.engine import StoreError
     from hx_gateway.stores.sql.status import status
     from hx_gateway.stores.sql.upgrade import upgrade
 
-    try:
-        storage = load(config, os.environ).config.storage
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_CONFIG) from None
+    storage = settings(chosen(file, config)).storage
     state = state_directory(storage, os.environ)
     url = database_url(storage, state)
     parts = urlsplit(url)

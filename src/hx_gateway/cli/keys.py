@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hx_gateway.cli.configuration import Config, settings
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -20,10 +22,6 @@ _STATEMENT_S = 10.0
 _PAGE = 1000
 _SHOWN = ("name", "id", "hint", "state", "owner", "team", "tags", "models", "namespaces", "limits", "expires_at")
 
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Configuration file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Stdin = Annotated[bool, typer.Option("--stdin", help="Take the key from standard input instead of making one.")]
 Which = Annotated[str, typer.Argument(help="The key's name or id.")]
@@ -53,15 +51,9 @@ class _Desk:
         import os
         from urllib.parse import urlsplit
 
-        from hx_gateway.config.load import ConfigError, load
         from hx_gateway.config.storage import database_url, state_directory
-        from hx_gateway.server.run import EXIT_CONFIG
 
-        try:
-            self.config: GatewayConfig = load(config, os.environ).config
-        except ConfigError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(EXIT_CONFIG) from None
+        self.config = settings(config)
         storage = self.config.storage
         self.folder = state_directory(storage, os.environ)
         self.url = database_url(storage, self.folder)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from hx_gateway.cli import configuration
+from hx_gateway.cli.configuration import Config
 
 
 class Kind(StrEnum):
@@ -20,13 +22,11 @@ class Kind(StrEnum):
 def migrate(
     source: Annotated[Kind, typer.Option("--from", help="Store to move from; it is left as it is.")],
     target: Annotated[Kind, typer.Option("--to", help="Store to move to.")],
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Configuration file with the places of both; found as `serve` finds it without.")
-    ] = None,
+    config: Config = None,
     collection: Annotated[list[str] | None, typer.Option("--collection", help="Only this one; may be repeated.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
-    """Copy collections from one vector store to another, then read both and compare every point.
+    """Copy collections from one vector store of a configuration to another, then read both and compare every point.
 
     It may be broken off and run again. Ends with 1 when something failed or differs: usually because somebody wrote meanwhile.
     """
@@ -34,19 +34,13 @@ def migrate(
     import json
     import os
 
-    from hx_gateway.config.load import ConfigError, load
     from hx_gateway.config.storage import state_directory
     from hx_gateway.core.errors import Unavailable
     from hx_gateway.rag.points import Unfit
-    from hx_gateway.server.run import EXIT_CONFIG
     from hx_gateway.stores.vectors.moving import Differs, Proof, move
     from hx_gateway.stores.vectors.opening import opened
 
-    try:
-        settings = load(config, os.environ).config
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_CONFIG) from None
+    settings = configuration.settings(config)
     if source is target:
         raise typer.BadParameter("both are the same store", param_hint="--to")
     folder = state_directory(settings.storage, os.environ)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from hx_gateway.cli import configuration
+from hx_gateway.cli.configuration import Config
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -14,10 +17,6 @@ if TYPE_CHECKING:
     from hx_gateway.stores.sql.engine import Store
 
 Group = Annotated[str, typer.Option("--group", "-g", help="A group that learns; may be left out where there is one.")]
-Config = Annotated[
-    Path | None,
-    typer.Option("--config", "-c", help="Configuration file; without it HX_CONFIG, ./hx-gateway.yaml, /etc/hx-gateway/config.yaml."),
-]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Moment = "a span before now such as 7d or 12h, or a moment such as 2030-01-31"
 _STATEMENT_S = 10.0
@@ -33,16 +32,10 @@ def _opened(config: Path | None, group: str, work: Callable[[Store, GatewayConfi
     import asyncio
     import os
 
-    from hx_gateway.config.load import ConfigError, load
     from hx_gateway.config.storage import database_url, state_directory
     from hx_gateway.core.errors import Unavailable
-    from hx_gateway.server.run import EXIT_CONFIG
 
-    try:
-        settings = load(config, os.environ).config
-    except ConfigError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(EXIT_CONFIG) from None
+    settings = configuration.settings(config)
     learning = [name for name, one in settings.groups.items() if one.learned is not None]
     if group and group not in learning:
         _fail(f"--group: {group!r} is no group that learns; there are: {', '.join(learning) or 'none, see groups.*.learned'}")

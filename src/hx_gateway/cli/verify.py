@@ -79,7 +79,7 @@ def verify(
     key: Annotated[
         str, typer.Option("--key", help="Environment variable that holds the API key; without it HX_API_KEY, else MASTER_KEY.")
     ] = "",
-    config: Annotated[Path | None, typer.Option("--config", help="A configuration: what it names must be there.")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="A configuration: what it names must be there.")] = None,
     name: Annotated[list[str] | None, typer.Option("--name", help="A model, group or alias that must be there; may be repeated.")] = None,
     dimensions: Annotated[
         list[str] | None, typer.Option("--dimensions", help="NAME=LENGTH: what the length of embeddings must be; may be repeated.")

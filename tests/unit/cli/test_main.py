@@ -5,8 +5,12 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from hx_gateway.cli.main import COMMANDS, application
@@ -70,3 +74,36 @@ def test_every_command_has_a_help_page(name: str) -> None:
     code, output = run(name, "--help")
     assert code == 0
     assert f"{name} [OPTIONS]" in output
+
+
+def commands(of: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with the words that call it."""
+    if hasattr(of, "list_commands"):
+        for name in of.list_commands(None):
+            yield from commands(of.get_command(None, name), (*words, name))
+    else:
+        yield words, of
+
+
+def test_the_configuration_is_named_the_same_way_everywhere() -> None:
+    found = dict(commands(typer.main.get_command(application())))
+    own = {words: [one for one in found[words].params if "--config" in one.opts] for words in found}
+    named = {words: params[0].opts for words, params in own.items() if params}
+    assert {("serve",), ("check",), ("db",), ("backup",), ("restore",), ("keys", "list"), ("router", "list"), ("verify",)} <= set(named)
+    assert all("-c" in opts for words, opts in named.items() if words != ("deploy",)), named
+    argument = {words for words in named if any(one.name == "file" and not one.required for one in found[words].params)}
+    assert argument == {("serve",), ("check",), ("db",)}, "others have an argument of another kind"
+
+
+def test_argument_and_option_mean_the_same_file(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    for one in (file, other):
+        one.write_text(f"service: {{name: {one.stem}}}\nstorage: {{state_directory: {tmp_path / one.stem}}}\n")
+    runner = CliRunner()
+    for words in (["db", "status", "--json"], ["check", "--json"]):
+        ways = [
+            runner.invoke(application(), [*words, *more]) for more in ([str(file)], ["--config", str(file)], ["-c", str(file), str(file)])
+        ]
+        assert [way.exit_code for way in ways] == [0, 0, 0] and len({way.stdout for way in ways}) == 1 and str(file)[:-5] in ways[0].stdout
+        two = runner.invoke(application(), [*words, str(file), "--config", str(other)])
+        assert two.exit_code == 2 and "give one of them" in two.stderr
