@@ -87,6 +87,20 @@ class Live:
         assert status == 200
         return headers
 
+    def decided(self, hard: bool) -> str:
+        """The model for a prompt by what was learned, and not one that was drawn to learn from it."""
+        while "explored" in (headers := self.ask(hard))["x-hx-reason"]:
+            pass
+        return headers["x-hx-model"]
+
+    def judged_until(self, condition: Callable[[], object], flipped: bool = False) -> None:
+        """Have answers judged in parts until something is true."""
+        for _ in range(10):
+            if condition():
+                return
+            self.judged(40, flipped)
+        until(condition)
+
     def judged(self, count: int, flipped: bool = False, within_s: float = 60.0) -> Counter[tuple[bool, str]]:
         """Ask, and say of each answer how good it was; returns once all of it was learned. Answers by kind and model."""
         before = self.standing()["judged"]
@@ -159,11 +173,11 @@ def test_feedback_moves_the_share_and_survives_a_kill(servers: tuple[str, str], 
     with live.process:
         first = live.ask(True)
         assert first["x-hx-model"] == "weak" or "explored" in first["x-hx-reason"]
-        reasons = [live.ask(True)["x-hx-reason"] for _ in range(5)]
+        reasons = [live.ask(True)["x-hx-reason"] for _ in range(12)]
         assert any("stated order, a model has fewer than" in reason for reason in reasons)
         live.judged(300)
         until(lambda: "by quality of weak" in live.ask(True)["x-hx-reason"], 30)
-        after = Counter((hard, live.ask(hard)["x-hx-model"]) for _ in range(20) for hard in (False, True))
+        after = Counter((hard, live.decided(hard)) for _ in range(20) for hard in (False, True))
         assert after[True, "strong"] >= 14 and after[False, "weak"] >= 14, after
         learned = live.call("/v1/route/explain", {"model": "g", "messages": [{"role": "user", "content": prompt(live.chance, True)}]})[1]
         assert learned["learned"]["model"] == "strong" == learned["choice"]["model"]
@@ -208,18 +222,16 @@ def test_a_challenger_takes_over_and_a_drifted_one_goes_again(
         until(shadowed)
         routed = live.call("/admin/learning")[1]["data"][0]["routed"]
         assert routed["agreed"] <= routed["shadowed"] / 2, f"one knows what the other has the wrong way round: {routed}"
-        live.judged(60)
-        standing = live.standing()
-        assert standing["champion"] == challenger and standing["challenger"] == before["champion"], standing
+        live.judged_until(lambda: live.standing()["champion"] == challenger)
+        assert live.standing()["challenger"] == before["champion"]
         until(lambda: "by quality" in live.ask(True)["x-hx-reason"], 30)
-        live.judged(120, flipped=True)  # the world has changed: what was wrong is right
-        until(lambda: live.standing()["champion"] == before["champion"], 30)
+        live.judged_until(lambda: live.standing()["champion"] == before["champion"], flipped=True)  # what was wrong is right
         listed = json.loads(live.router("list", "--json"))
         actions = [event["action"] for event in listed["events"]]
         assert actions[:4] == ["promoted", "shadow", "promoted", "demoted"] and actions.count("demoted") >= 2, listed["events"]
         told = live.call("/admin/learning")[1]["data"][0]
         assert [one["role"] for one in told["artifacts"] if one["version"].startswith(before["champion"])] == ["champion"]
-        assert told["events"] == listed["events"] and told["trial"]["needed"] == 40 and told["routed"]["decisions"] >= 180
+        assert told["events"] == listed["events"] and told["trial"]["needed"] == 40 and told["routed"]["decisions"] >= 80
         assert "champion" in live.router("list")
         assert "is out" in live.router("demote")
         until(lambda: live.standing()["champion"] != before["champion"], 30)
@@ -277,8 +289,12 @@ def test_a_model_judges_within_its_budget(servers: tuple[str, str], tmp_path: Pa
             with urllib.request.urlopen(asked, timeout=30) as answer:
                 assert answer.read()
         until(lambda: live.standing()["judged"] == 3, 60)
-        used = live.call("/admin/usage?by=key,model")[1]["data"]
-        assert [(row["model"], row["requests"]) for row in used if row["key"] == "the-judge"] == [("critic", 3)], used
+
+        def used() -> list[tuple[str, int]]:
+            rows = live.call("/admin/usage?by=key,model")[1]["data"]
+            return [(row["model"], row["requests"]) for row in rows if row["key"] == "the-judge"]
+
+        until(lambda: used() == [("critic", 3)])  # what the last of them cost is shipped a moment later
         seen: set[str] = set()  # rounds of the duty in which there is no budget left
 
         def rounds() -> int:
