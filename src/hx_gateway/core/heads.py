@@ -20,7 +20,7 @@ class Pattern:
     take such a head, and read just that in it.
     """
 
-    __slots__ = ("first", "free", "length_at", "lines", "rest", "values")
+    __slots__ = ("first", "fixed", "free", "head", "length_at", "lines", "rest", "size", "values", "width")
 
     def __init__(self, lines: list[bytes], names: Sequence[bytes], length: int, free: Sequence[int]) -> None:
         self.lines = lines
@@ -38,32 +38,40 @@ class Pattern:
                 piece += b"\r\n" + line
         self.first = fixed[0]
         self.rest = (*fixed[1:], piece + b"\r\n\r\n")
+        self.fixed = len(self.first) + len(self.rest[0])  # bytes of a head without free values, its digits aside
+        self.size, self.head = -1, b""  # of the last message: its bytes, and the head that this means
+        self.width = 1  # digits of its content length
 
     def match(self, message: bytes) -> bytes | None:
         """The body; None unless the head matches and the body is all there, and nothing more. Leaves the free values in `values`."""
+        if not self.free:
+            size = len(message)
+            if size != self.size:
+                # How long a whole message is says what length its head must give.
+                left, width = size - self.fixed, self.width
+                digits = b"%d" % (left - width)
+                if len(digits) != width:
+                    width = len(digits)
+                    digits = b"%d" % (left - width)
+                    if len(digits) != width:
+                        return None
+                self.size, self.width, self.head = size, width, self.first + digits + self.rest[0]
+            return message[len(self.head) :] if message.startswith(self.head) else None
         if not message.startswith(self.first):
             return None
         at = len(self.first)
-        if self.free:
-            values = []
-            for piece in self.rest:
-                end = message.find(b"\r", at, at + LONGEST)
-                if not message.startswith(piece, end):
-                    return None
-                values.append(message[at:end])
-                at = end + len(piece)
-            digits = values.pop(self.length_at)
-            for value in values:
-                if not value or value.translate(None, _TEXT) or value.strip() != value:
-                    return None
-            self.values = values
-        else:
-            piece = self.rest[0]
-            end = message.find(b"\r", at, at + 11)
+        values = []
+        for piece in self.rest:
+            end = message.find(b"\r", at, at + LONGEST)
             if not message.startswith(piece, end):
                 return None
-            digits = message[at:end]
+            values.append(message[at:end])
             at = end + len(piece)
+        digits = values.pop(self.length_at)
+        for value in values:
+            if not value or value.translate(None, _TEXT) or value.strip() != value:
+                return None
+        self.values = values
         if digits.isdigit() and len(digits) < 11 and int(digits) == len(message) - at:
             return message[at:]
         return None

@@ -113,6 +113,23 @@ def test_values_that_were_seen_to_differ_are_free_and_no_others() -> None:
     assert once.match(traced(1, b"{}")) == b"{}" and once.match(traced(2)) is None
 
 
+def test_any_length_matches_with_just_that_many_bytes() -> None:
+    pattern = learnt([request(PING)])
+    assert pattern is not None and not pattern.free
+    missed = 0
+    for length in [*range(120), *range(985, 1015), 3, 10_003, 99_999, 100_000, 1, 1004, 0]:
+        body = b"x" * length
+        message = request(body)
+        found = pattern.match(message)
+        assert found is None or found == body
+        missed += found is None
+        for wrong in (message + b"x", message[:-1] if length else message + b"xx"):
+            assert pattern.match(wrong) is None
+        assert pattern.match(message.replace(b"th: %d\r" % length, b"th: 0%d\r" % length)) is None
+        assert pattern.match(message.replace(b"th: %d\r" % length, b"th: -1\r")) is None
+    assert missed < 5  # where the number of digits changes by several at once the parser may have to look
+
+
 @pytest.mark.parametrize(
     "value", ["", " ", " a", "a ", "\ta", "a\t", "a\tb", "\0", "\x7f", "\x80", "a\nb", "a\rb", "a\r\nb: c", "a\r\n b", "a" * LONGEST]
 )
