@@ -58,8 +58,9 @@ class EmbeddingsFacts(Facts):
 _decode_chat = msgspec.json.Decoder(ChatFacts).decode
 _decode_text = msgspec.json.Decoder(Facts).decode
 _decode_embeddings = msgspec.json.Decoder(EmbeddingsFacts).decode
-_keys = re.compile(rb'"(?:model|stream|encoding_format)"')
+_keys = re.compile(rb'"[mse](?:odel|tream|ncoding_format)"')  # finds some that are none, at half the time
 _escaped = re.compile(rb"\\u")
+_BACKSLASH = 0x5C  # a number is found sooner than a string of one byte
 _path = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -111,7 +112,7 @@ def _plain(body: bytes) -> bool:
     Such a body reads differently in different parsers, and is never passed on as it is.
     """
     # One search by an expression takes a third of what `bytes.count` takes for one key, and most prompts are long.
-    if b"\\" in body and _escaped.search(body) is not None:
+    if _BACKSLASH in body and _escaped.search(body) is not None:
         return False
     found = _keys.findall(body)
     return len(found) < 2 or len(set(found)) == len(found)
