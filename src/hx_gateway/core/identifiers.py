@@ -54,13 +54,16 @@ class RequestIds:
     def __call__(self) -> str:
         """The next id, 26 characters."""
         millisecond = int(self._wall() * 1000)
+        digits = self._digits
         if millisecond != self._millisecond:
             self._millisecond = millisecond
-            self._time_text = _base32(millisecond, 10) + self._process
+            self._time_text = "".join((
+                digits[millisecond >> 35], digits[millisecond >> 20 & 32767], digits[millisecond >> 5 & 32767],
+                _ALPHABET[millisecond & 31], self._process,
+            ))  # fmt: skip
         self._counter = counter = self._counter + 1
         if counter >> _COUNTER_BITS:
             self._draw()
             self._millisecond = -1
             return self()
-        digits = self._digits
         return self._time_text + digits[counter >> 15] + digits[counter & 32767]

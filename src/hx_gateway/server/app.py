@@ -169,7 +169,7 @@ def hall_of(gateway: Gateway) -> Hall:
     http = config.http
     return Hall(
         gateway.dispatch,
-        gateway.ids,
+        gateway.ids.__call__,
         cors_of(config),
         max_head=http.max_head_bytes,
         max_body=http.max_body_bytes,
