@@ -6,6 +6,8 @@ from hashlib import blake2b
 from math import ceil
 from typing import Any
 
+import msgspec
+
 from hx_gateway.access.lease import Lease
 from hx_gateway.access.table import State, Table
 from hx_gateway.core.context import KeyLimits
@@ -123,7 +125,7 @@ class Account:
         self.rolls = bool(limits.day_tokens or limits.month_tokens or limits.day_cost or limits.month_cost)
         self.settles = bool(self.token_s or self.rolls)
         self.under_way = self.settles or self.max_concurrent > 0
-        self.free = None if self.under_way else Hold(self, 0, 0)
+        self.free = None if self.under_way else Hold(self, 0, 0, 0)
         self.money = bool(limits.day_cost or limits.month_cost)
         self.lines = b""
         if rate:
@@ -187,25 +189,24 @@ class Account:
         self.answer_s += (took_s - self.answer_s) * _LEARN
 
 
-class Hold:
+class Hold(msgspec.Struct, eq=False, gc=False):
     """What one request holds of an account until its end.
 
     Args:
         account: Whose.
         tokens: Tokens reserved.
         cost: Money reserved, in `NANO`.
+        counted: 1 where it takes one of the account's requests at once.
         share: By how many gateways the limits were divided when it was decided.
+        place: What it holds of the gateway's own account, beside that of a key.
     """
 
-    __slots__ = ("account", "cost", "counted", "place", "share", "tokens")
-
-    def __init__(self, account: Account, tokens: int, cost: int, share: int = 1) -> None:
-        self.account = account
-        self.tokens = tokens
-        self.cost = cost
-        self.share = share
-        self.counted = account.counted
-        self.place: Hold | None = None  # of the gateway's own account, beside that of a key
+    account: Account
+    tokens: int
+    cost: int
+    counted: int
+    share: int = 1
+    place: Hold | None = None
 
 
 def span(seconds: float) -> bytes:

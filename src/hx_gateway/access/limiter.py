@@ -129,7 +129,7 @@ class Limiter:
                 lease.places -= account.counted
                 account.ahead_s = end_s + lease.gap_s - now_s
                 account.tokens_ahead_s += tokens * account.token_s
-                return account.free or Hold(account, tokens, cost)
+                return account.free or Hold(account, tokens, cost, account.counted)
         return self._decide(account, now_s, tokens, cost, share)
 
     def _decide(self, account: Account, now_s: float, tokens: int, cost: int, share: int) -> Hold | Refusal:
@@ -176,7 +176,7 @@ class Limiter:
         if refusal is not None:
             self.count(account, refusal)
             return refusal
-        return Hold(account, tokens, cost, gateways)
+        return Hold(account, tokens, cost, account.counted, gateways)
 
     def _refusal(self, account: Account, table: Table, state: State, now_s: float, tokens: int, cost: int, share: int) -> Refusal | None:
         limits = account.limits

@@ -303,7 +303,7 @@ class Shared:
                 self.limiter.count(account, result)
                 self._remember(remote, result, now_s)
             else:
-                result = Hold(account, tokens, cost, 1)
+                result = Hold(account, tokens, cost, account.counted)
                 self.limiter.add(result)
             if not future.done():
                 future.set_result(result)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
+
 if TYPE_CHECKING:
     from hx_gateway.core.context import Exchange
     from hx_gateway.core.errors import ErrorKind, Failure
@@ -106,7 +108,7 @@ class ExchangeOwner(Protocol):
         ...
 
 
-class Outgoing:
+class Outgoing(msgspec.Struct, eq=False, gc=False):
     """One request to a model server, in that server's dialect.
 
     Args:
@@ -119,25 +121,13 @@ class Outgoing:
         dropped: Names of the client's fields that the dialect cannot express; reported in ``x-hx-params-dropped``.
     """
 
-    __slots__ = ("body", "content_type", "dropped", "headers", "method", "path", "stream")
-
-    def __init__(
-        self,
-        path: bytes,
-        body: bytes,
-        stream: bool = False,
-        method: bytes = b"POST",
-        headers: bytes = b"",
-        content_type: bytes = b"application/json",
-        dropped: Sequence[str] = (),
-    ) -> None:
-        self.path = path
-        self.body = body
-        self.stream = stream
-        self.method = method
-        self.headers = headers
-        self.content_type = content_type
-        self.dropped = dropped
+    path: bytes
+    body: bytes
+    stream: bool = False
+    method: bytes = b"POST"
+    headers: bytes = b""
+    content_type: bytes = b"application/json"
+    dropped: Sequence[str] = ()
 
 
 class Call(Protocol):

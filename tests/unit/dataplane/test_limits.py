@@ -214,7 +214,7 @@ async def test_who_leaves_while_the_store_is_asked_holds_nothing(gateway: Gatewa
     assert stage is not None
     task = asyncio.create_task(stage(made))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    hold = Hold(limits.account_of(gateway.metering, APP), 5, 0)
+    hold = Hold(limits.account_of(gateway.metering, APP), 5, 0, 0)
     if answered_first:
         slow.asked[0].set_result(hold)
     task.cancel()
