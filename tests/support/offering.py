@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -78,6 +79,11 @@ async def offer(
         for lane in lanes:
             lane.writer.close()
     return found
+
+
+def missed(asked: Sequence[float], rate: float, burst: float) -> float:
+    """How many more a limit would have let pass, had nobody stood still: what became due while all was full and no one asked."""
+    return sum(max(0.0, (later - earlier) * rate - burst) for earlier, later in pairwise(sorted(asked)))
 
 
 def most_in(times: Sequence[float], window_s: float = 1.0) -> int:

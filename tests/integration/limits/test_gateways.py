@@ -19,7 +19,7 @@ import pytest
 from tests.integration.protocol.wire import Answer, Closed, one, request
 from tests.support.background import Scripted, scripted
 from tests.support.gateway import GatewayProcess
-from tests.support.offering import Got, most_in, offer
+from tests.support.offering import Got, missed, most_in, offer
 
 KEY = "key-of-the-app"
 LONG_S = 60.0 if os.environ.get("HX_LONG") else 6.0
@@ -52,8 +52,15 @@ def judged(found: list[Got], rate: float, burst: int, seconds: float) -> None:
     times = [got.at_s for got in found if got.status == 200]
     assert most_in(times) <= rate + burst + 1  # ids count whole milliseconds
     assert len(times) <= burst + rate * (max(times) - min(times)) + 1.5
+    enough(found, rate, burst, seconds)
+
+
+def enough(found: list[Got], rate: float, burst: int, seconds: float) -> None:
+    """At most 2 % under the rate from the third second on, but for what a machine that stood still did not ask for."""
+    times = [got.at_s for got in found if got.status == 200]
     after = [at_s for at_s in times if at_s > min(times) + 2]
-    assert len(after) >= 0.98 * rate * (seconds - 2) - 1, (len(after), rate * (seconds - 2))
+    most = rate * (seconds - 2) - missed([*(got.at_s for got in found), min(times) + seconds], rate, burst)
+    assert len(after) >= 0.98 * most - 2, (len(after), most)
 
 
 @pytest.mark.alone
@@ -82,7 +89,7 @@ async def test_three_gateways_with_one_redis_keep_one_limit(redis_url: str, tmp_
         assert {got.status for got in found} == {200, 429}
         assert most_in(times) <= 50 + 10 + 3
         assert len(times) <= 10 + 50 * (max(times) - min(times)) + 4
-        assert len([at_s for at_s in times if at_s > min(times) + 2]) >= 0.98 * 50 * (LONG_S - 2) - 2
+        enough(found, 50, 10, LONG_S)
         deps = three[0]
         answer = one(deps.port, request(b"", method="GET", path="/healthz/deps", length=False, key=""))
         said = json.loads(answer.body)
@@ -113,8 +120,7 @@ def test_what_a_limited_key_is_told_with_every_answer() -> None:
                 assert answer.header("x-ratelimit-limit-requests") == "4" and answer.header("x-ratelimit-limit-tokens") == "6000"
                 assert answer.header("x-ratelimit-remaining-requests") in ("2", "3")
                 assert (answer.header("x-ratelimit-reset-requests") or "").endswith("ms")
-        answers = [ask(running) for _ in range(6)]
-        refused = answers[-1]
+        refused = next(answer for answer in (ask(running) for _ in range(200)) if answer.status != 200)
         assert refused.status == 429 and refused.header("x-ratelimit-remaining-requests") == "0"
         message = json.loads(refused.body)["error"]["message"]
         assert message.startswith("the key 'app' has used its 5 requests per second and a burst of 4 (requests_per_second); try again in ")
@@ -126,7 +132,7 @@ def test_what_a_limited_key_is_told_with_every_answer() -> None:
         time.sleep(0.4)
         too_large = ask(running, max_tokens=7000)
         assert too_large.status == 429 and too_large.header("x-should-retry") == "false"
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
         connection.request("GET", "/metrics")
         shown = connection.getresponse().read().decode()
         assert 'hx_gateway_limited_total{limit="requests_per_second",scope="key"}' in shown
@@ -178,7 +184,7 @@ def test_places_of_a_killed_worker_come_back() -> None:
             try:
                 if ask(running).status == 200:
                     break
-            except OSError:
+            except (OSError, Closed):
                 pass  # its successor is not there yet
             assert time.monotonic() < give_up_s
             time.sleep(0.1)
@@ -188,7 +194,7 @@ def test_places_of_a_killed_worker_come_back() -> None:
 async def test_requests_at_once_are_counted_over_workers() -> None:
     more = "performance: {max_concurrent_requests: 3}\n"
     with (
-        scripted("openai", models=("tiny:1b",), first_token_s=1.0) as backend,
+        scripted("openai", models=("tiny:1b",), first_token_s=3.0) as backend,
         gateway(backend.url, "{max_concurrent: 2}", more, workers=3) as running,
     ):
         of_key = asyncio.create_task(offer([running.port], 20, 0.4, KEY, BODY))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 from tests.support.engines import Valkey
+from tests.support.offering import missed
 
 from hx_gateway.access.account import Hold, Refusal
 from hx_gateway.access.limiter import Limiter
 from hx_gateway.access.shared import PREFIX, Shared
 from hx_gateway.core.context import KeyLimits
+from hx_gateway.core.errors import Unavailable
 from hx_gateway.stores.redis import Redis
 
 
@@ -51,9 +54,20 @@ async def members(url: str, count: int, budget_s: float = 1.0, **limits: float) 
         member.limiter.close()
 
 
-async def until(condition: object, within_s: float = 15.0) -> None:
+async def until(condition: object, within_s: float = 30.0) -> None:
     give_up_s = time.monotonic() + within_s
     while not condition():  # type: ignore[operator]
+        assert time.monotonic() < give_up_s
+        await asyncio.sleep(0.01)
+
+
+async def comes(look: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> None:
+    """Wait until what the store says is so; a store that is too slow to answer is asked again."""
+    give_up_s = time.monotonic() + within_s
+    while True:
+        with contextlib.suppress(Unavailable):
+            if await look():
+                return
         assert time.monotonic() < give_up_s
         await asyncio.sleep(0.01)
 
@@ -62,10 +76,12 @@ async def test_three_gateways_pass_one_rate_together(redis_url: str) -> None:
     async with members(redis_url, 3, requests_per_second=50, burst=10) as three:
         assert all(member.redis.available for member in three)
         times: list[float] = []
+        asked: list[float] = []
         end_s = time.monotonic() + 3.0
 
         async def flood(member: Member) -> None:
             while time.monotonic() < end_s:
+                asked.append(time.monotonic())
                 answers = await asyncio.gather(*(member.take() for _ in range(2)))
                 times.extend([time.monotonic()] * sum(isinstance(answer, Hold) for answer in answers))
                 await asyncio.sleep(0.005)
@@ -73,12 +89,12 @@ async def test_three_gateways_pass_one_rate_together(redis_url: str) -> None:
         start_s = time.monotonic()
         await asyncio.gather(*(flood(member) for member in three))
         took_s = time.monotonic() - start_s
-        assert 0.95 * (10 + 50 * 3.0) <= len(times) <= 10 + 50 * took_s + 1
+        assert 0.95 * (10 + 50 * 3.0 - missed([*asked, end_s], 50, 10)) <= len(times) <= 10 + 50 * took_s + 1
         assert sum(member.shared.remembered for member in three) > 100, "what was just refused is not asked about again"
 
 
 async def test_what_is_asked_at_once_is_one_call(redis_url: str) -> None:
-    async with members(redis_url, 1, requests_per_second=1, burst=7) as (one,):
+    async with members(redis_url, 1, requests_per_second=0.1, burst=7) as (one,):
 
         async def calls() -> int:
             found = re.search(rb"cmdstat_evalsha:calls=(\d+)", await one.redis.call("INFO", "commandstats"))
@@ -90,7 +106,7 @@ async def test_what_is_asked_at_once_is_one_call(redis_url: str) -> None:
         assert [isinstance(answer, Hold) for answer in answers] == [True] * 6 + [False] * 14
         assert await calls() - before <= 2, "one for all of them; the other may be a heartbeat"
         refusal = answers[-1]
-        assert isinstance(refusal, Refusal) and refusal.limit == "requests_per_second" and 0.9 < refusal.wait_s <= 1.0
+        assert isinstance(refusal, Refusal) and refusal.limit == "requests_per_second" and 9.0 < refusal.wait_s <= 10.0
 
 
 async def test_reservations_become_the_true_figures(redis_url: str) -> None:
@@ -101,10 +117,13 @@ async def test_reservations_become_the_true_figures(redis_url: str) -> None:
         assert isinstance(refusal, Refusal) and refusal.limit == "tokens_per_minute"
         one.shared.settle(first, 123, 7)
         two.shared.settle(second, 3456, 10**9 + 1)
-        await asyncio.sleep(0.2)
-        stored = await one.stored()
-        assert (stored["dt"], stored["mt"], stored["dc"], stored["mc"]) == ("3579", "3579", "1000000008", "1000000008")
-        assert not [name for name in stored if name.startswith("p:")], "nothing is under way"
+
+        async def settled() -> bool:
+            stored = await one.stored()
+            used = tuple(stored.get(name) for name in ("dt", "mt", "dc", "mc"))
+            return used == ("3579", "3579", "1000000008", "1000000008") and not any(name.startswith("p:") for name in stored)
+
+        await comes(settled)  # to the token, and nothing is under way
         assert isinstance(await one.take(2400), Hold)
         refusal = await two.take(100)
         assert isinstance(refusal, Refusal) and 0 < refusal.wait_s < 60
@@ -124,15 +143,17 @@ async def test_places_are_counted_over_gateways_and_come_back_from_the_dead(redi
         assert isinstance(await two.take(), Refusal)
         assert isinstance(held[0], Hold)
         one.shared.settle(held[0], 0, 0)
-        await asyncio.sleep(0.1)
-        assert isinstance(await two.take(), Hold)
+
+        async def passes() -> bool:
+            return isinstance(await two.take(), Hold)
+
+        await comes(passes)
         # One that is killed is not heard of again: what it had under way ends with its lease.
         name, value = next((name, value) for name, value in (await one.stored()).items() if name.startswith("p:gateway-0"))
         words = value.split()
         await one.redis.call("HSET", PREFIX + "key:app", "p:killed", " ".join([*words[:3], str(int(words[3]) - 60_000_000)]))
         await one.redis.call("HDEL", PREFIX + "key:app", name)
-        await asyncio.sleep(0.03)
-        assert isinstance(await two.take(), Hold)
+        await comes(passes)
         assert "p:killed" not in await one.stored()
 
 
@@ -156,18 +177,21 @@ async def test_while_it_is_away_each_gateway_keeps_its_share_and_then_they_are_o
         first = await one.take(5)
         waited_s = time.monotonic() - started_s
         assert isinstance(first, Hold) and not one.redis.available
-        assert waited_s < 1.0  # 20 ms, and what a busy machine makes of it
+        assert waited_s < 10.0  # 20 ms, and what a busy machine makes of it
         count = 1
         while isinstance(await one.take(5), Hold):
             count += 1
-        assert count in (5, 6), "half of the burst"
+        assert 5 <= count <= 6 + 5 * (time.monotonic() - started_s), "half of the burst, and half of what comes due meanwhile"
         one.shared.settle(first, 77, 0)
         own_valkey.resume()
         await until(lambda: one.redis.available)
         await asyncio.sleep(0.3)
         assert isinstance(await one.take(5), Hold | Refusal)
-        await asyncio.sleep(0.3)
-        assert (await one.stored())["dt"] == "77", "what was used meanwhile is told"
+
+        async def told() -> bool:
+            return (await one.stored()).get("dt") == "77"
+
+        await comes(told)  # what was used meanwhile
 
 
 async def test_the_others_leave_its_part_to_one_that_is_away_alone(redis_url: str) -> None:
@@ -177,16 +201,18 @@ async def test_the_others_leave_its_part_to_one_that_is_away_alone(redis_url: st
         await until(lambda: two.shared.room == 2.0)
         assert two.shared.gateways == 2
         times: list[float] = []
+        asked: list[float] = []
         end_s = time.monotonic() + 1.5
 
         async def flood(member: Member) -> None:
             while time.monotonic() < end_s:
+                asked.append(time.monotonic())
                 times.extend([time.monotonic()] * isinstance(await member.take(), Hold))
                 await asyncio.sleep(0.004)
 
         start_s = time.monotonic()
         await asyncio.gather(flood(one), flood(two))
-        assert 0.8 * 50 * 1.5 <= len(times) <= 10 + 50 * (time.monotonic() - start_s) + 1
+        assert 0.8 * (50 * 1.5 - missed([*asked, end_s], 50, 10)) <= len(times) <= 10 + 50 * (time.monotonic() - start_s) + 1
         await asyncio.sleep(0.5)
         hold = await two.take(900_000)
         assert isinstance(hold, Hold), "what is more than a part may pass where nothing else is used"
@@ -212,8 +238,11 @@ async def test_an_emptied_store_forgets_nothing_that_is_under_way(redis_url: str
         assert isinstance(await one.take(), Refusal)
         assert isinstance(held[0], Hold)
         one.shared.settle(held[0], 0, 0)
-        await asyncio.sleep(0.1)
-        assert isinstance(await one.take(), Hold)
+
+        async def passes() -> bool:
+            return isinstance(await one.take(), Hold)
+
+        await comes(passes)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+PONG\r\n" * 9, b"*3\r\n:1\r\n", b"", b"-ERR no\r\n"])
