@@ -256,7 +256,7 @@ def test_identical_requests_at_the_same_time_share_one_call(house: House) -> Non
         house.backend.forget()
         house.backend.first_token_s = seconds
 
-    house.server.run(lambda: slow(0.5))
+    house.server.run(lambda: slow(2.5))
     clients = [opened(house.on.port, "Count to 9", temperature=0) for _ in range(4)]
     for client in clients[2:]:
         client.leave()
