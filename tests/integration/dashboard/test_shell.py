@@ -245,10 +245,14 @@ def test_what_cannot_be_drained_is_told(gateway: GatewayProcess, admin: httpx.Cl
 
 
 def test_a_request_is_in_the_log_with_why_it_went_there_whichever_worker_decided(gateway: GatewayProcess, admin: httpx.Client) -> None:
-    ids = []
-    for _ in range(4):
-        time.sleep(0.6)  # a worker keeps a few decisions whole between two sweeps, and one of them may get all of these
-        ids.append(ask(gateway).headers["x-hx-decision-id"])
+
+    def weighed() -> str | None:
+        """A request of which all that was weighed is kept; a worker keeps a few between two sweeps, which may be late."""
+        id = ask(gateway).headers["x-hx-decision-id"]
+        (attempt,) = until(lambda: api(gateway, "GET", f"/admin/decisions/{id}").json().get("attempts"))
+        return id if attempt["explanation"] else None
+
+    ids = [until(weighed) for _ in range(4)]
     for id in ids:
 
         def story(id: str = id) -> str:
