@@ -38,7 +38,7 @@ async def test_what_does_not_fit_waits_and_is_answered() -> None:
 
 
 async def test_a_full_queue_refuses_with_a_true_retry_after() -> None:
-    async with Backend(dialect="openai", models=["chat"], first_token_s=1.0) as backend:
+    async with Backend(dialect="openai", models=["chat"], first_token_s=2.5) as backend:
         config = f"""
 queue: {{max_waiting: 1}}
 models: {{chat: {{endpoint: "{backend.url}", provider: openai, max_concurrent: 1}}}}
@@ -62,7 +62,7 @@ models: {{chat: {{endpoint: "{backend.url}", provider: openai, max_concurrent: 1
 
 
 async def test_a_waiting_client_that_leaves_gives_up_its_place_in_the_queue() -> None:
-    async with Backend(dialect="openai", models=["chat"], first_token_s=0.8) as backend:
+    async with Backend(dialect="openai", models=["chat"], first_token_s=2.5) as backend:
         gateway = GatewayProcess(f'models: {{chat: {{endpoint: "{backend.url}", provider: openai, max_concurrent: 1}}}}')
         await asyncio.to_thread(gateway.start)
         try:
