@@ -42,7 +42,7 @@ def running(state: Path, database: str = "", workers: int = 1, cold: bool = Fals
 
 
 def deps(gateway: GatewayProcess, key: str = KEY) -> dict[str, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     try:
         connection.request("GET", "/healthz/deps", headers={"authorization": f"Bearer {key}"} if key else {})
         answer: dict[str, Any] = json.loads(connection.getresponse().read())

@@ -47,7 +47,7 @@ def strike(server: Scripted, fault: str | None) -> None:
 
 def status(gateway: GatewayProcess) -> dict[str, Any]:
     request = urllib.request.Request(f"{gateway.url}/models/status", headers={"authorization": f"Bearer {gateway.key}"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         found: dict[str, Any] = json.load(answer)
     return found
 

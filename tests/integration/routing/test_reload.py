@@ -32,7 +32,7 @@ async def _chat(client: httpx.AsyncClient, gateway: GatewayProcess, text: str, s
 
 
 async def _until(client: httpx.AsyncClient, gateway: GatewayProcess, ok: bool) -> dict[str, object]:
-    for _ in range(200):
+    for _ in range(1000):
         told = (await client.get(f"{gateway.url}/admin/reload", headers=HEADERS)).json()
         if told["ok"] is ok:
             return dict(told)
@@ -151,7 +151,7 @@ async def test_sighup_reaches_every_worker() -> None:
                         statuses.append((await _chat(client, gateway, "x", model="more")).status_code)
                 return statuses
 
-            for _ in range(50):
+            for _ in range(300):
                 if await asked() == [200] * 12:
                     break
                 await asyncio.sleep(0.1)
