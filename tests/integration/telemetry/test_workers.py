@@ -123,8 +123,7 @@ def same(gateway: Gateway) -> bool:
 def test_counters_equal_the_ledger_whatever_happens_to_workers(gateway: Gateway) -> None:
     answered = asyncio.run(gateway.load(150))
     assert answered == 150
-    wait_until(lambda: gateway.ledger()[0] == 150, 30)
-    assert same(gateway), (gateway.counted(), gateway.ledger())
+    wait_until(lambda: gateway.ledger()[0] == 150 and same(gateway), 30)
     before = gateway.samples()
 
     os.kill(gateway.workers()[0].pid, signal.SIGKILL)
@@ -166,9 +165,13 @@ def test_every_worker_has_the_last_hour_of_all(gateway: Gateway) -> None:
         return dict(zip(answer["times"], answer["all"]["requests_per_s"], strict=True))
 
     wait_until(lambda: sum(value or 0.0 for value in told().values()) > 0, 30)
-    answers = [told() for _ in range(8)]  # each on a connection of its own
-    common = set.intersection(*(set(answer) for answer in answers))
-    assert len(common) >= len(answers[0]) - 1 and len({tuple(answer[at] for at in sorted(common)) for answer in answers}) == 1
+
+    def agreed() -> bool:
+        answers = [told() for _ in range(8)]  # each on a connection of its own
+        common = set.intersection(*(set(answer) for answer in answers))
+        return len(common) >= len(answers[0]) - 1 and len({tuple(answer[at] for at in sorted(common)) for answer in answers}) == 1
+
+    wait_until(agreed, 30)  # one that was held up by others may be late with the last few seconds
 
 
 def test_a_port_of_its_own_serves_the_metrics_and_nothing_else(gateway: Gateway) -> None:
