@@ -220,8 +220,9 @@ class Door(Reader):
         """Hand a hot request to the data plane."""
         self.deadline_s = inf
         hall = self.hall
-        self.exchange = exchange = Exchange(hall.ids(), request.route, b"POST", request.target, notes, forward, body, self, monotonic())
-        hall.dispatch(exchange)
+        ids, dispatch = hall.ids, hall.dispatch
+        self.exchange = exchange = Exchange(ids(), request.route, b"POST", request.target, notes, forward, body, self, monotonic())
+        dispatch(exchange)
 
     def _cold_done(self) -> None:
         cold = self.cold
@@ -267,17 +268,19 @@ class Door(Reader):
         if self.exchange is not exchange:
             return  # the connection is gone
         self.exchange = None
-        head = b"".join((
-            _STATUS[status] if status in _STATUS else b"HTTP/1.1 %d \r\n" % status,
-            self.hall.date,
+        hall, size = self.hall, len(body)
+        pieces = (
+            _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status,
+            hall.date,
             headers,
-            b"" if self.keep_alive and self.hall.cors is None else self._extra(exchange),
-            b"content-length: %d\r\n\r\n" % len(body),
-        ))  # fmt: skip
-        if len(body) < _BIG:
-            self.transport.write(head + body)
+            b"" if self.keep_alive and hall.cors is None else self._extra(exchange),
+            b"content-length: %d\r\n\r\n" % size,
+            body,
+        )
+        if size < _BIG:
+            self.transport.write(b"".join(pieces))
         else:
-            self.transport.writelines((head, body))
+            self.transport.writelines(pieces)
         self._next()
 
     def _extra(self, exchange: Exchange) -> bytes:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 IDLE, WAITING, READING, CLOSED = "idle", "waiting", "reading", "closed"
 REST_S = 0.002  # seconds; pieces of a stream that come faster than this are taken together
+_JSON = b"content-type: application/json\r\n"
 MAX_HEAD = 1 << 18  # bytes of an answer's head, read in one go with at most one network read more
 
 
@@ -31,7 +32,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "between_s", "body_size", "complete", "deadline_s", "delimited", "dirty", "handler", "headers", "ignoring",
-        "memo_headers", "memo_status", "misses", "outgoing", "parser", "pattern", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
+        "memo_headers", "misses", "outgoing", "parser", "pattern", "paused", "phase", "pieces", "pool", "read_s", "rests", "reused", "status", "stream", "streaming", "total_at_s", "transport",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -61,7 +62,6 @@ class Connection(asyncio.Protocol):
         self.pattern: Pattern | None = None  # of the head of a whole answer
         self.misses = 0
         self.memo_headers: Headers = []
-        self.memo_status = 0
         self.parser = httptools.HttpResponseParser(self)
 
     def __repr__(self) -> str:
@@ -84,25 +84,30 @@ class Connection(asyncio.Protocol):
         self.stream = outgoing.stream
         self.streaming = self.complete = self.delimited = False
         self.status = self.body_size = 0
-        self.headers = []
+        if self.headers:
+            self.headers = []
         self.phase = WAITING
         self.total_at_s = total_at_s
         deadline_s = monotonic() + first_byte_s
         self.deadline_s = deadline_s if deadline_s < total_at_s else total_at_s
         body = outgoing.body
         kind = outgoing.content_type
-        head = b"%b %b HTTP/1.1\r\n%b%b%bcontent-length: %d\r\n\r\n" % (
+        size = len(body)
+        pieces = (
             outgoing.method,
+            b" ",
             outgoing.path,
+            b" HTTP/1.1\r\n",
             self.pool.endpoint.head,
             outgoing.headers,
-            b"content-type: " + kind + b"\r\n" if kind else b"",
-            len(body),
+            _JSON if kind == b"application/json" else b"content-type: %b\r\n" % kind if kind else b"",
+            b"content-length: %d\r\n\r\n" % size,
+            body,
         )
-        if len(body) < 16384:
-            self.transport.write(head + body)
+        if size < 16384:
+            self.transport.write(b"".join(pieces))
         else:
-            self.transport.writelines((head, body))
+            self.transport.writelines((b"".join(pieces[:-1]), body))
 
     def cancel(self) -> None:
         self.handler = None
@@ -188,10 +193,7 @@ class Connection(asyncio.Protocol):
                                 headers[number] = (headers[number][0], next(values))
                         if self.misses:
                             self.misses -= 1
-                        self.headers = headers
-                        self.status = self.memo_status
-                        self.pieces = [body]
-                        self._finish()
+                        self._release().answered(200, headers, body)
                         return
             self.reused = False  # an answer has begun: a loss from here on is the server's failure
             self.body_size += len(data)
@@ -244,7 +246,6 @@ class Connection(asyncio.Protocol):
         if pattern is not None:
             self.pattern = pattern
             self.memo_headers = self.headers
-            self.memo_status = self.status
 
     def wake(self) -> None:
         """The rest is over: read on, unless the client has been told to wait meanwhile."""
@@ -313,14 +314,11 @@ class Connection(asyncio.Protocol):
 
     # Ends
 
-    def _finish(self) -> None:
+    def _release(self) -> CallHandler:
+        """The answer is complete: part with its handler and, if all is well, go back to the pool."""
         handler = self.handler
         assert handler is not None
-        self.handler = None
-        self.outgoing = None
-        status, headers, pieces, streaming = self.status, self.headers, self.pieces, self.streaming
-        if pieces:
-            self.pieces = []
+        self.handler = self.outgoing = None
         if self.dirty or self.paused:
             self._close()
         else:
@@ -328,6 +326,13 @@ class Connection(asyncio.Protocol):
             self.reused = True
             self.pool.release(self)
         handler.call = None  # this connection may carry another request before the handler returns
+        return handler
+
+    def _finish(self) -> None:
+        status, headers, pieces, streaming = self.status, self.headers, self.pieces, self.streaming
+        if pieces:
+            self.pieces = []
+        handler = self._release()
         if streaming:
             if pieces:
                 handler.received(b"".join(pieces))
