@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from math import ceil
+from math import ceil, floor
 from typing import Any
 
 import msgspec
@@ -139,11 +139,11 @@ class Account:
         interval_s, token_s = self.interval_s, self.token_s
         if interval_s:
             ahead_s = self.ahead_s
-            left = int((self.burst_s - ahead_s) / interval_s + 1e-6)
+            left = floor((self.burst_s - ahead_s) / interval_s + 1e-6)
             if not token_s:
                 return self.lines % (left if left > 0 else 0, span(ahead_s))
             tokens_ahead_s = self.tokens_ahead_s
-            left_tokens = int((MINUTE_S - tokens_ahead_s) / token_s + 1e-6)
+            left_tokens = floor((MINUTE_S - tokens_ahead_s) / token_s + 1e-6)
             if left < 0 or left_tokens < 0:
                 left, left_tokens = max(0, left), max(0, left_tokens)
             if ahead_s < 1.0 and tokens_ahead_s < 1.0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from math import floor
 
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32
 _COUNTER_BITS = 30
@@ -53,7 +54,8 @@ class RequestIds:
 
     def __call__(self) -> str:
         """The next id, 26 characters."""
-        millisecond = int(self._wall() * 1000)
+        wall = self._wall
+        millisecond = floor(wall() * 1000.0)
         digits = self._digits
         if millisecond != self._millisecond:
             self._millisecond = millisecond

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from math import floor
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -35,8 +36,8 @@ def prompt_tokens(body: bytes) -> int:
 
 def estimate(exchange: Exchange, account: Account) -> tuple[int, int]:
     """Tokens and money (in `NANO`) that an exchange may need, from its body, its ``max_tokens`` and earlier answers."""
-    body, completion, facts = exchange.body, 0, exchange.facts
-    prompt = prompt_tokens(body) if len(body) > _BIG else int(len(body) / BYTES_PER_TOKEN) + 1
+    completion, facts, size = 0, exchange.facts, len(exchange.body)
+    prompt = prompt_tokens(exchange.body) if size > _BIG else floor(size / BYTES_PER_TOKEN) + 1
     if facts is not None and exchange.route is not EMBEDDINGS:
         asked = facts.max_completion_tokens or facts.max_tokens or 0
         completion = asked if asked > 0 else int(account.completion) + 1
@@ -113,16 +114,16 @@ class Metering:
         if hold is None:
             return
         exchange.hold = None
-        now_s, account, prompt = monotonic(), hold.account, exchange.prompt_tokens
+        now_s, account, prompt, completion = monotonic(), hold.account, exchange.prompt_tokens, exchange.completion_tokens
         whole = exchange.outcome is None and not exchange.cached
         if whole:
-            account.learn(exchange.completion_tokens, now_s - exchange.received_s)
+            account.learn(completion, now_s - exchange.received_s)
         if hold.place is not None:
             self.settle(hold.place, 0, 0)
         tokens = cost = 0
         if account.settles:
             if whole and prompt >= 0 and exchange.deployment is not None and not account.money:
-                tokens = prompt + max(0, exchange.completion_tokens)  # as `used` finds for most
+                tokens = prompt + completion if completion > 0 else prompt  # as `used` finds for most
             else:
                 tokens, cost = used(exchange, hold, now_s)
         if self.shared is None:

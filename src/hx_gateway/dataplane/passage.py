@@ -46,7 +46,7 @@ class Passage:
         self.loading = False
         self.dropped: Sequence[str] = ()
         self.done = False
-        self.tried: list[Deployment] = []
+        self.tried: Sequence[Deployment] = ()
         self.ask: Ask | None = None
         self.ahead_s = 0.0
         self.alone = False
@@ -158,6 +158,8 @@ class Passage:
 
     def _end(self) -> None:
         self.done = True
-        self.proxy.waiting.discard(self)
-        self.proxy.in_flight -= 1
+        proxy = self.proxy
+        if proxy.waiting:
+            proxy.waiting.discard(self)
+        proxy.in_flight -= 1
         self.exchange.owner = None

@@ -17,6 +17,7 @@ STAGES = {
     "resolve": "hx_gateway.dataplane.stages.resolve:build",
     "limits": "hx_gateway.dataplane.stages.limits:build",
     "cache": "hx_gateway.dataplane.stages.cache:build",
+    "embed": "hx_gateway.dataplane.stages.embed:build",
     "admission": "hx_gateway.dataplane.stages.admission:build",
 }
 """Built-in stages. Each path is a function that takes the gateway and returns the stage, or None where it has nothing to do."""
@@ -65,7 +66,8 @@ class Pipeline:
                         exchange.owner = waiter
                         waiter.task = asyncio.get_running_loop().create_task(self._rest(waiter, answer, number + 1))
                     return
-            self.proceed(exchange)
+            proceed = self.proceed
+            proceed(exchange)
         except Failure as failure:
             self.refuse(exchange, failure)
         except Exception:  # blame: the gateway's own; the client gets an id, the log the trace

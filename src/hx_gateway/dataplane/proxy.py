@@ -53,7 +53,8 @@ class Proxy:
     """
 
     __slots__ = (
-        "_hearing",
+        "_finishers",
+        "_hearers",
         "_observers",
         "_weighed",
         "alarm",
@@ -112,7 +113,8 @@ class Proxy:
     @observers.setter
     def observers(self, observers: tuple[Observer, ...]) -> None:
         self._observers = observers
-        self._hearing = tuple(observer for observer in observers if getattr(type(observer), "attempted", None) is not unheard)
+        self._finishers = tuple(observer.finished for observer in observers)
+        self._hearers = tuple(one.attempted for one in observers if getattr(type(one), "attempted", None) is not unheard)
 
     def ask(self, exchange: Exchange, tried: Sequence[Deployment] = ()) -> Ask:
         """What the router needs to know of an exchange."""
@@ -166,9 +168,9 @@ class Proxy:
 
     def attempted(self, exchange: Exchange, failure: Failure | None) -> None:
         """Tell the observers that an attempt is over; what fails in one of them touches neither the request nor the others."""
-        for observer in self._hearing:
+        for attempted in self._hearers:
             try:
-                observer.attempted(exchange, failure)
+                attempted(exchange, failure)
             except Exception:  # blame: the observer's own
                 _log.exception("an observer failed at an attempt of request %s", exchange.id)
 
@@ -178,9 +180,9 @@ class Proxy:
             if exchange.flight is not None:
                 exchange.flight.landed()
             return
-        for observer in self._observers:
+        for finished in self._finishers:
             try:
-                observer.finished(exchange)
+                finished(exchange)
             except Exception:  # blame: the observer's own
                 _log.exception("an observer failed at the end of request %s", exchange.id)
 

@@ -132,7 +132,7 @@ class Run(Passage):
         """Go on with a name that stands in for the one that was asked."""
         self.fell_from = (*self.fell_from, self.exchange.candidates.name)
         self.exchange.candidates = target
-        self.tried = []
+        self.tried = ()
         self.ask = None
         self.attempt(last)
 
@@ -328,7 +328,7 @@ class Run(Passage):
         self.call = self.reader = None
         exchange.first_byte_s = exchange.call_s = exchange.load_s = exchange.engine_s = 0.0
         exchange.prompt_tokens = exchange.completion_tokens = exchange.cached_tokens = -1
-        self.tried.append(deployment)
+        self.tried = (*self.tried, deployment)
         self.ask = None
 
     # The client

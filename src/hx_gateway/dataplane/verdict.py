@@ -50,7 +50,9 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
             breaker.succeeded(now_s)
     pace = deployment.pace
     if exchange.prompt_tokens > 0:
-        pace.tokens += exchange.prompt_tokens + max(0, exchange.completion_tokens)
+        pace.tokens += exchange.prompt_tokens
+        if exchange.completion_tokens > 0:
+            pace.tokens += exchange.completion_tokens
     if now_s >= pace.learn_at_s:
         pace.learn_at_s = now_s + LESSON_S
         called_s = exchange.call_s

@@ -55,7 +55,7 @@ def queue(run: Run, last: Failure | None, now_s: float) -> bool:
     if last is not None:
         if last.kind is not errors.UPSTREAM_BUSY or exchange.attempts >= proxy.max_attempts + len(run.fell_from):
             return False
-        run.tried = []
+        run.tried = ()
         run.ask = None
     if run.ask is None:
         run.ask = proxy.ask(exchange)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor
 from typing import Any
 
 import msgspec
@@ -118,7 +119,7 @@ def values_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
     return (
         VERSION,
         exchange.id,
-        int((wall_s - taken_s) * 1000.0),
+        floor((wall_s - taken_s) * 1000.0),
         taken_s * 1000.0,
         (first_s - received_s) * 1000.0 if first_s else None,
         exchange.queued_s * 1000.0,
@@ -127,8 +128,8 @@ def values_of(exchange: Exchange, now_s: float, wall_s: float, user: str = "") -
         key_id,
         key_name,
         team,
-        user[:_LONGEST],
-        asked[:_LONGEST],
+        user[:_LONGEST] if user else "",
+        asked if len(asked) <= _LONGEST else asked[:_LONGEST],
         model,
         target.group if target is not None else "",
         endpoint,

@@ -82,7 +82,8 @@ class Metrics:
         The overhead is the response time without the wait for the model server. It is taken where that wait is known:
         whole answers and refusals, at the first attempt.
         """
-        now_s = self._now()
+        now = self._now
+        now_s = now()
         deployment = exchange.deployment
         outcome = exchange.outcome
         key = (
