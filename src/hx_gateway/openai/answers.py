@@ -16,12 +16,14 @@ from hx_gateway.core.errors import Failure
 from hx_gateway.openai.sse import DONE, event, said_error
 from hx_gateway.openai.usage import Usage, estimate, note_usage
 
+_ABSENT = msgspec.Raw()
 
-class _Answer(msgspec.Struct):
+
+class _Answer(msgspec.Struct, gc=False):
     model: str | None = None
     choices: list[msgspec.Raw] | None = None
     usage: Usage | None = None
-    error: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = _ABSENT
 
 
 class _Item(msgspec.Struct):
@@ -75,7 +77,7 @@ def checked(exchange: Exchange, body: bytes) -> bytes:
         answer = _decode_answer(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise _bad(str(error)) from None
-    if bytes(answer.error) not in (b"", b"null"):
+    if answer.error is not _ABSENT and bytes(answer.error) != b"null":
         raise Failure(errors.UPSTREAM_ERROR, f"the model server reported: {said_error(bytes(answer.error), 'an error')}")
     if not answer.choices:
         raise _bad("it has no choices")

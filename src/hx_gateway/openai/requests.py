@@ -18,7 +18,7 @@ class StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
 
-class Facts(msgspec.Struct):
+class Facts(msgspec.Struct, gc=False):
     """What a request asks for, as far as the data plane cares; decoded straight from its body.
 
     ``plain`` says whether each key read here stands in the body once and unescaped, so that its bytes may be spliced.

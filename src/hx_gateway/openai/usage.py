@@ -9,13 +9,13 @@ from hx_gateway.core.context import Exchange
 _BYTES_PER_TOKEN = 4
 
 
-class PromptDetails(msgspec.Struct):
+class PromptDetails(msgspec.Struct, gc=False):
     """``prompt_tokens_details`` of a usage object."""
 
     cached_tokens: int | None = None
 
 
-class Usage(msgspec.Struct):
+class Usage(msgspec.Struct, gc=False):
     """A usage object; counts are tokens."""
 
     prompt_tokens: int | None = None
