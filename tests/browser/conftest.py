@@ -97,6 +97,7 @@ endpoints:
 models:
   llama3.2-3b: {{endpoints: [llm-01, llm-02]}}
   phi3: {{endpoint: llm-02}}
+  phi3-limited: {{endpoint: llm-02, upstream_model: phi3, requests_per_minute: 6, tokens_per_minute: 1500}}
   emb-premium: {{endpoint: orc, upstream_model: mxbai-embed-large, mode: embedding}}
 groups:
   hx-chat: {{models: [llama3.2-3b, phi3], tier: balanced, policy: intelligent}}

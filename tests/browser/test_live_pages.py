@@ -108,6 +108,24 @@ def test_a_page_that_is_opened_later_shows_what_was_before(
     shoot(page, "fleet-history", full=True)
 
 
+def test_what_is_left_of_a_minute_is_seen_to_go(fleet: Fleet, open_page: Callable[..., Any], judge: Callable[[Any], None]) -> None:
+    page = open_page(viewport={"width": 1280, "height": 1400})
+    card = page.locator("article.server", has=page.get_by_role("heading", name="llm-02"))
+    requests, tokens = card.locator(".minute > div").all()
+    expect(requests).to_contain_text("6 of 6 requests a minute left")
+    expect(tokens).to_contain_text("1\u202f500 of 1\u202f500 tokens a minute left")
+    for _ in range(7):  # by both workers, which know one sum; the last one waits ten seconds for its turn
+        assert fleet.ask("phi3-limited").status_code == 200
+    expect(requests).to_contain_text("0 of 6 requests a minute left", timeout=SLOW_MS)
+    judge(page)
+    shoot(page, "fleet-limits", full=True)
+    phone = open_page("/ui/fleet", PHONE, "dark")
+    expect(phone.locator(".minute > div").first).to_contain_text("of 6 requests a minute left")
+    judge(phone)
+    assert phone.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out to the side"
+    shoot(phone, "fleet-limits-phone", full=True)
+
+
 def test_a_killed_server_turns_red_and_its_traffic_moves(fleet: Fleet, open_page: Callable[..., Any], judge: Callable[[Any], None]) -> None:
     page = open_page()
     card = page.locator("article.server", has=page.get_by_role("heading", name="llm-01"))

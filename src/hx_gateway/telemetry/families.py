@@ -105,6 +105,7 @@ FAMILIES: dict[str, Family] = {
         Family("hx_gateway_deployment_in_flight", "sum", "Calls under way for a model at an endpoint.", _DEPLOYMENT),
         Family("hx_gateway_deployment_breaker", "max", "Breaker of a model at an endpoint: 0 closed, 1 half-open, 2 open; of workers the worst.", _DEPLOYMENT),
         Family("hx_gateway_deployment_limit", "max", "Most calls at once; absent for no limit.", _DEPLOYMENT),
+        Family("hx_gateway_deployment_minute_limit", "max", "Requests or tokens that it may have in a minute; absent for no limit.", (*_DEPLOYMENT, "unit")),
         Family("hx_gateway_deployment_minute_left", "min", "Requests or tokens that it may have at once now; absent without a limit of a minute.", (*_DEPLOYMENT, "unit")),
         Family("hx_gateway_available_ratio", "min", "Share of the deployments of a public name that can be used now, of those that are not drained; 0 without any.", ("target",)),
         Family("hx_gateway_model_loaded", "max", "1 while a model is in its server's memory, else 0; absent where servers keep theirs always.", _DEPLOYMENT),

@@ -93,6 +93,10 @@ def test_tokens_are_those_of_answers_and_not_those_reserved(gateway: GatewayProc
         told = places(gateway, "wordy")["wordy"]["tokens_left"]
         assert isinstance(told, int)
         left = told
+    endpoints = httpx.get(f"{gateway.url}/admin/endpoints", headers=HEADERS, timeout=60, trust_env=False, verify=False).json()["data"]
+    minute = {model["model"]: model["minute"] for one in endpoints for model in one["models"]}
+    assert minute["wordy"]["tokens"]["of"] == 120 and left <= minute["wordy"]["tokens"]["left"] < 120 and minute["beside"] == {}
+    assert minute["limited"].keys() == {"requests"}
     assert ask(gateway, "wordy", max_tokens=5).status_code == 200
     more = ask(gateway, "wordy", max_tokens=100)  # and all that was used has to be forgotten first
     assert more.status_code == 429 or "x-hx-queue-ms" in more.headers

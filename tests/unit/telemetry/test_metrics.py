@@ -297,6 +297,7 @@ def test_gauges_show_the_fleet_at_the_moment_of_the_scrape() -> None:
     assert value(found, "hx_gateway_deployment_in_flight", model="phi3", endpoint="llm-02") == 2
     assert value(found, "hx_gateway_deployment_limit", model="gemma2", endpoint="llm-01") == 2
     assert value(found, "hx_gateway_deployment_minute_left", model="gemma2", endpoint="llm-01", unit="requests") == 60
+    assert value(found, "hx_gateway_deployment_minute_limit", model="gemma2", endpoint="llm-01", unit="requests") == 60
     assert not any(name == "hx_gateway_deployment_minute_left" and ("unit", "tokens") in labels for name, labels in found)
     assert value(found, "hx_gateway_available_ratio", target="hx-chat") == 0.5
 
