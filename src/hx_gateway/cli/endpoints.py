@@ -15,8 +15,8 @@ Name = Annotated[str, typer.Argument(help="The endpoint's name.")]
 _URL, _KEY = "http://127.0.0.1:8000", ""
 
 
-def _ask(url: str, key: str, method: str, path: str) -> dict[str, Any]:
-    """An answer of the admin API; where there is none, the command ends with the reason."""
+def asked(url: str, key: str, method: str, path: str, body: bytes | None = None, timeout_s: float = _TIMEOUT_S) -> dict[str, Any]:
+    """An answer of a running gateway; where there is none, the command ends with the reason."""
     import json
     from urllib.error import HTTPError, URLError
     from urllib.request import Request, urlopen
@@ -26,9 +26,9 @@ def _ask(url: str, key: str, method: str, path: str) -> dict[str, Any]:
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no http or https address", param_hint="--url")
     token = key_from(key)
-    headers = {"authorization": f"Bearer {token}"} if token else {}
+    headers = {"content-type": "application/json", **({"authorization": f"Bearer {token}"} if token else {})}
     try:
-        with urlopen(Request(url.rstrip("/") + path, method=method, headers=headers), timeout=_TIMEOUT_S) as answer:  # noqa: S310 - checked above
+        with urlopen(Request(url.rstrip("/") + path, body, headers, method=method), timeout=timeout_s) as answer:  # noqa: S310 - checked above
             found: dict[str, Any] = json.load(answer)
             return found
     except HTTPError as error:
@@ -46,7 +46,7 @@ def _ask(url: str, key: str, method: str, path: str) -> dict[str, Any]:
 
 def list_endpoints(url: Url = _URL, key: Key = _KEY, as_json: Json = False) -> None:
     """List every endpoint with its state, as all workers see it."""
-    found = _ask(url, key, "GET", "/admin/endpoints")
+    found = asked(url, key, "GET", "/admin/endpoints")
     if as_json:
         import json
 
@@ -81,7 +81,7 @@ def undrain(name: Name, url: Url = _URL, key: Key = _KEY) -> None:
 def _change(name: str, url: str, key: str, verb: str) -> None:
     from urllib.parse import quote
 
-    done = _ask(url, key, "POST", f"/admin/endpoints/{quote(name)}/{verb}")
+    done = asked(url, key, "POST", f"/admin/endpoints/{quote(name)}/{verb}")
     state = "drained" if done["drained"] else "in service"
     under_way = f"; {done['in_flight']} requests are still under way there" if done["drained"] and done["in_flight"] else ""
     typer.echo(f"{name} is {state}{'' if done['changed'] else ' already'}{under_way}")

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 Data = Annotated[list[Path], typer.Argument(help='JSON lines, also .gz: {"prompt": "...", "scores": {"model": 0.0 to 1.0}}.')]
 Artifact = Annotated[Path, typer.Argument(help="A file that `router train` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="HX_URL", help="Gateway that embeds the prompts, for an artifact of embeddings; without it words alone count."
+    ),
+]
+Key = Annotated[str, typer.Option("--key", help="Environment variable that holds an API key; without it HX_API_KEY, else MASTER_KEY.")]
 
 _SHARES = (0.1, 0.3, 0.5, 0.7)
 
@@ -31,6 +38,9 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the artifact; what is there is replaced.")],
     seed: Annotated[int, typer.Option("--seed", help="Of how prompts are dealt: the same data and seed give the same artifact.")] = 1,
+    embedding: Annotated[str, typer.Option("--embedding", help="Model whose embeddings it reads beside the words; needs --url.")] = "",
+    url: Url = "",
+    key: Key = "",
 ) -> None:
     """Train a scorer from judged prompts and write it into one file; needs the extra `learn`."""
     from hx_gateway.routing.learned.examples import ExampleError, read
@@ -38,7 +48,11 @@ def train(
 
     try:
         examples = read(data)
-        scorer = save(out, examples, seed)
+        if embedding and not url:
+            _fail("--embedding: say with --url which gateway embeds the prompts")
+        if embedding:
+            _embed(examples, embedding, url, key)
+        scorer = save(out, examples, seed, embedding)
     except (ExampleError, TrainingError, OSError) as error:
         _fail(error)
     typer.echo(
@@ -46,7 +60,7 @@ def train(
     )
 
 
-def evaluate(artifact: Artifact, data: Data, as_json: Json = False) -> None:
+def evaluate(artifact: Artifact, data: Data, as_json: Json = False, url: Url = "", key: Key = "") -> None:
     """Measure a scorer on judged prompts; give it others than it was trained on, or the figures flatter."""
     import json
 
@@ -58,6 +72,8 @@ def evaluate(artifact: Artifact, data: Data, as_json: Json = False) -> None:
         scorer, examples = Scorer.load(artifact), read(data)
     except (ArtifactError, ExampleError) as error:
         _fail(error)
+    if url and "meaning" in scorer.facts:
+        _embed(examples, scorer.facts["meaning"]["model"], url, key)
     known = [example for example in examples if any(model in example.scores for model in scorer.models)]
     if not known:
         _fail(f"no prompt has a score of a model that {artifact} knows: {', '.join(scorer.models)}")
@@ -69,10 +85,13 @@ def show(
     artifact: Artifact,
     prompt: Annotated[str | None, typer.Option("--prompt", help="A prompt: what is expected of each model, and why.")] = None,
     as_json: Json = False,
+    url: Url = "",
+    key: Key = "",
 ) -> None:
     """Show what is in an artifact, or what it makes of a prompt."""
     import json
 
+    from hx_gateway.cli.embedder import meanings
     from hx_gateway.routing.learned.artifact import ArtifactError
     from hx_gateway.routing.learned.features import extract
     from hx_gateway.routing.learned.model import Scorer, probability
@@ -85,10 +104,13 @@ def show(
     report: dict[str, Any] = {
         "version": scorer.version,
         "prompts": scorer.facts["prompts"],
+        "embedding": scorer.facts.get("meaning", {}).get("model"),
         "models": {model: {"usual": round(probability(head["bias"]), 3), "judged": head["labels"]} for model, head in heads.items()},
     }
     if prompt is not None:
         features = extract(prompt)
+        if url and report["embedding"]:
+            features.meaning = meanings(url, key, report["embedding"], [prompt])[0]
         prediction = scorer.predict(features, scorer.models)
         expected = dict(zip(scorer.models, prediction.probabilities, strict=True))
         order = sorted(expected, key=lambda model: -expected[model])
@@ -100,6 +122,17 @@ def show(
     typer.echo(json.dumps(report) if as_json else _described(artifact, report))
 
 
+def _embed(examples: Sequence[Example], model: str, url: str, key: str) -> None:
+    from hx_gateway.cli.embedder import meanings
+
+    try:
+        found = meanings(url, key, model, [example.text for example in examples])
+    except ValueError as error:
+        _fail(f"the embeddings of {model} cannot be used: {error}")
+    for example, meaning in zip(examples, found, strict=True):
+        example.features.meaning = meaning
+
+
 def _report(scorer: Scorer, examples: Sequence[Example]) -> dict[str, Any]:
     from itertools import combinations
     from statistics import fmean
@@ -108,6 +141,7 @@ def _report(scorer: Scorer, examples: Sequence[Example]) -> dict[str, Any]:
     from hx_gateway.routing.learned.targets import ShareThreshold
 
     predictions = [scorer.predict(example.features, scorer.models) for example in examples]
+    meant = any(example.features.meaning for example in examples)
     found: dict[str, dict[str, float]] = {}
     columns: dict[str, list[tuple[int, float, float]]] = {}  # by model: which example, what was expected, what was reached
     for place, model in enumerate(scorer.models):
@@ -129,16 +163,24 @@ def _report(scorer: Scorer, examples: Sequence[Example]) -> dict[str, Any]:
             continue
         given = {}
         for share in _SHARES:
-            limit = ShareThreshold.of(scorer, weak, strong, share).limit
+            limit = ShareThreshold.of(scorer, weak, strong, share, meant).limit
             given[f"{share:g}"] = round(fmean(gain > limit for gain in gains), 4)
         figures = {"apgr": apgr(gains, low, high), "cpt50": calls_for(gains, low, high, 0.5), "cpt80": calls_for(gains, low, high, 0.8)}
         pairs.append({"weak": weak, "strong": strong, **{name: round(value, 4) for name, value in figures.items()}, "share": given})
     in_doubt = fmean(bool(prediction.doubt) for prediction in predictions)
-    return {"version": scorer.version, "prompts": len(examples), "in_doubt": round(in_doubt, 4), "models": found, "pairs": pairs}
+    return {
+        "version": scorer.version,
+        "prompts": len(examples),
+        "embedded": meant,
+        "in_doubt": round(in_doubt, 4),
+        "models": found,
+        "pairs": pairs,
+    }
 
 
 def _shown(report: dict[str, Any]) -> str:
-    lines = [f"{report['prompts']} prompts, in doubt about {100 * report['in_doubt']:.1f} %"]
+    read = "words and embeddings" if report["embedded"] else "words alone"
+    lines = [f"{report['prompts']} prompts, by {read}, in doubt about {100 * report['in_doubt']:.1f} %"]
     width = max(map(len, report["models"]))
     for model, one in report["models"].items():
         lines.append(f"  {model:{width}}  expected {one['expected']:.3f}, reached {one['reached']:.3f}, Brier score {one['brier']:.3f}")
@@ -151,7 +193,8 @@ def _shown(report: dict[str, Any]) -> str:
 
 
 def _described(artifact: Path, report: dict[str, Any]) -> str:
-    lines = [f"{artifact}: version {report['version'][:12]}, from {report['prompts']} prompts"]
+    embeddings = f", with embeddings of {report['embedding']}" if report["embedding"] else ""
+    lines = [f"{artifact}: version {report['version'][:12]}, from {report['prompts']} prompts{embeddings}"]
     for model, head in report["models"].items():
         lines.append(f"  {model}: usually {head['usual']:.2f}, from {head['judged']} judged answers")
     if "expected" in report:

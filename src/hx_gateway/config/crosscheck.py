@@ -288,6 +288,11 @@ def _stages(config: GatewayConfig) -> Iterator[Finding]:
         ("resolve", True, "no request finds its model"),
         ("limits", limited or any(key.limits is not None for key in keys.api_keys), "limits of keys and rate_limit_rps do nothing"),
         ("cache", config.cache.enabled, "cache.enabled does nothing"),
+        (
+            "embed",
+            any(one.learned is not None and one.learned.embedding for one in config.groups.values()),
+            "learned.embedding does nothing",
+        ),
         ("admission", performance.max_concurrent_requests > 0, "max_concurrent_requests does nothing"),
     ):
         if needed and stage not in config.pipeline.stages:

@@ -56,6 +56,13 @@ class LearnedSettings(Settings):
     explore: Annotated[float, Field(ge=0, le=0.2)] = Field(
         default=0.02, description="Share of requests for a model drawn at random, so that all of them go on being judged."
     )
+    embedding: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="Model whose embedding of the prompt the scorer reads beside its words, asked for through the gateway; none for words alone.",
+    )
+    embedding_wait_seconds: Annotated[Seconds, Field(le=10)] = Field(
+        default=0.1, description="Seconds a request waits for that; what comes later is kept for the next, and words alone decide."
+    )
     judge: JudgeSettings | None = Field(default=None, description="A model that judges some of the answers; none leaves it to clients.")
     trial_answers: Annotated[int, Field(ge=20, le=10_000)] = Field(
         default=200, description="Judged answers before a challenger may take over or is given up, and the most that count."

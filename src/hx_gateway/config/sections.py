@@ -193,7 +193,7 @@ class PipelineSettings(Settings):
     """The visible order of stages."""
 
     stages: Annotated[tuple[str, ...], Strict(False), Field(min_length=1)] = Field(
-        default=("authenticate", "inspect", "resolve", "limits", "cache", "admission"),
+        default=("authenticate", "inspect", "resolve", "limits", "cache", "embed", "admission"),
         description="Stages each request passes, in order: built-in names, installed plug-ins or dotted paths.",
     )
 

@@ -13,6 +13,7 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core import errors
 from hx_gateway.core.context import EMBEDDINGS, FORWARD, Exchange, Route
 from hx_gateway.core.errors import Failure, Unavailable
+from hx_gateway.dataplane.inside import Collector, embeddings_of
 from hx_gateway.dataplane.metering import Spent, prompt_tokens, used
 from hx_gateway.health.summary import deployment_usable
 from hx_gateway.rag.points import Unfit, packed
@@ -31,15 +32,6 @@ COLLECTION = "documents"
 _PING_S = 2.5
 
 
-class _Vector(msgspec.Struct):
-    embedding: list[float]
-    index: int = -1
-
-
-class _Vectors(msgspec.Struct):
-    data: list[_Vector]
-
-
 class _Ranked(msgspec.Struct):
     index: int
     relevance_score: float | None = None
@@ -51,7 +43,6 @@ class _Ranking(msgspec.Struct):
     data: list[_Ranked] | None = None
 
 
-_vectors = msgspec.json.Decoder(_Vectors).decode
 _ranking = msgspec.json.Decoder(_Ranking).decode
 
 
@@ -95,32 +86,6 @@ async def vector_state(gateway: Gateway, admin: bool) -> tuple[bool | None, str,
     return None, "not configured" if gateway.config.storage.qdrant_url is None else f"configured, but rag.store is {name}", said
 
 
-class Collector:
-    """The client side of an exchange that the gateway makes for itself: gathers the whole answer."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[tuple[int, bytes, bytes]] = asyncio.get_running_loop().create_future()  # status, header lines, body
-        self._head: tuple[int, bytes] = (0, b"")
-        self._pieces: list[bytes] = []
-
-    def respond(self, exchange: Exchange, status: int, headers: bytes, body: bytes) -> None:
-        if not self.answer.done():
-            self.answer.set_result((status, headers, body))
-
-    def begin(self, exchange: Exchange, status: int, headers: bytes) -> None:
-        self._head = (status, headers)
-
-    def write(self, data: bytes) -> None:
-        self._pieces.append(data)
-
-    def end(self, data: bytes = b"") -> None:
-        if not self.answer.done():
-            self.answer.set_result((*self._head, b"".join((*self._pieces, data))))
-
-    def abort(self) -> None:
-        self.end()
-
-
 class Caller:
     """Who asks, as `rag.service.Asker`: what is done in their name counts for their key, as part of the call that was let in.
 
@@ -148,13 +113,8 @@ class Caller:
         exchange, answer = await self._ask(EMBEDDINGS, b"/v1/embeddings", body)
         self.tokens[model] = self.tokens.get(model, 0) + max(0, exchange.prompt_tokens)
         try:
-            vectors = _vectors(answer).data
-            if len(vectors) != len(texts):
-                raise Failure(errors.BAD_RESPONSE, f"the model {model!r} gave {len(vectors)} embeddings where {len(texts)} were asked for")
-            if all(vector.index >= 0 for vector in vectors):
-                vectors.sort(key=lambda vector: vector.index)
-            found = [packed(vector.embedding) for vector in vectors]
-        except (msgspec.DecodeError, Unfit) as error:
+            found = [packed(vector) for vector in embeddings_of(answer, len(texts))]
+        except (ValueError, Unfit) as error:
             raise Failure(errors.BAD_RESPONSE, f"the embeddings of the model {model!r} cannot be used: {error}") from None
         target = exchange.candidates
         # What a server tells of itself little by little is no digest until it has told all.

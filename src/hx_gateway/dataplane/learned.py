@@ -62,11 +62,12 @@ def _text(raw: msgspec.Raw) -> str:
     return "\n".join(text for text in found if isinstance(text, str))
 
 
-def features_of(exchange: Exchange) -> Features:
-    """The features of a request."""
+def features_of(learned: Learned, exchange: Exchange) -> Features:
+    """The features of a request, with the embedding of its question where the group knows it."""
     messages = exchange.facts.messages if exchange.route is CHAT else None
     tools = min(_MOST_TOOLS, exchange.body.count(b'"parameters"')) if b'"tools"' in exchange.body else 0
-    return extract(question_of(exchange), len(messages or ()) or 1, tools)
+    question = question_of(exchange)
+    return extract(question, len(messages or ()) or 1, tools, learned.meaning(question) or b"")
 
 
 def learning_ask(
@@ -88,7 +89,7 @@ def learning_ask(
     choice = exchange.choice
     if exchange.route is CHAT or exchange.route is COMPLETIONS:
         if choice is None or choice.group != learned.group:
-            choice = exchange.choice = learned.choose(features_of(exchange), costs_of(learned, ask), lasting)
+            choice = exchange.choice = learned.choose(features_of(learned, exchange), costs_of(learned, ask), lasting)
         ask.choice = choice
     return ask
 

@@ -128,6 +128,11 @@ def _begun(name: str, group: GroupSettings) -> Learned:
     if group.learned.artifact is not None:
         try:
             learned.take(Scorer.load(Path(group.learned.artifact)), None)
+            if group.learned.embedding is not None and learned.embedding is None:
+                _log.warning(
+                    "groups.%s.learned.embedding: the artifact was not trained with embeddings of %s, so words alone decide",
+                    name, group.learned.embedding,
+                )  # fmt: skip
         except ArtifactError as error:
             _log.error("groups.%s.learned.artifact: %s; the group goes in its stated order until it has learned from feedback", name, error)
     return learned

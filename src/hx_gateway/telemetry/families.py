@@ -122,6 +122,7 @@ FAMILIES: dict[str, Family] = {
         ),
         # Groups that learn
         Family("hx_gateway_learned_decisions", "counter", "Prompts of groups that learn, by the model that came first (empty where the policy decided) and by what decided: share, quality, term, order, explore.", ("group", "model", "rule")),
+        Family("hx_gateway_learned_embeddings", "counter", "Prompts of groups that learn with embeddings, by what became of theirs: known, made in time, late, failed, or passed over while the model rests after that.", ("group", "outcome")),
         Family("hx_gateway_learned_artifact_info", "max", "Always 1; which artifact is champion or challenger of a group; an empty version was not trained.", ("group", "role", "version")),
         Family("hx_gateway_learned_judged", "max", "Judged answers that a group has learned from.", ("group",)),
         Family("hx_gateway_learned_trial", "max", "Judged answers in which champion and challenger are compared now.", ("group",)),

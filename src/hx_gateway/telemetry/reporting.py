@@ -67,6 +67,8 @@ def counted(observed: Observed) -> Iterator[Sample]:
     for group, learned in proxy.learned.items():
         for (model, rule), count in list(learned.counts.items()):
             yield "hx_gateway_learned_decisions", (group, model, rule), count
+        for outcome, count in list(learned.embedded.items()):
+            yield "hx_gateway_learned_embeddings", (group, outcome), count
     if backing.redis is not None:
         yield "hx_gateway_redis_losses", (), backing.redis.losses
     ledger = backing.ledger

@@ -23,6 +23,7 @@ from hx_gateway.openai.requests import look
 from hx_gateway.routing.learned import replaying
 from hx_gateway.routing.learned.choice import EXPLORE, ORDER, QUALITY, SHARE, TERM, Learned, unpacked
 from hx_gateway.routing.learned.features import extract
+from hx_gateway.routing.learned.meaning import packed
 from hx_gateway.routing.learned.trial import verdict
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Decision, Router
@@ -163,7 +164,22 @@ def test_the_last_question_is_read_however_it_is_written() -> None:
     assert question_of(exchange({"messages": [{"role": "user", "content": 7}]})) == ""
     assert question_of(exchange({"prompt": "go on"}, COMPLETIONS)) == "go on"
     assert question_of(exchange({"prompt": ["one", "two"]}, COMPLETIONS)) == "one\ntwo"
-    assert features_of(exchange({"messages": messages})).shape != features_of(exchange({"messages": messages[1:2]})).shape
+    learned = Learned("g", MODELS, LearnedSettings())
+    assert features_of(learned, exchange({"messages": messages})).shape != features_of(learned, exchange({"messages": messages[1:2]})).shape
+
+
+def test_the_embedding_of_the_last_question_is_taken_where_the_group_knows_it() -> None:
+    asked = exchange({"messages": [{"role": "user", "content": "what is it?"}]})
+    learned = Learned("g", MODELS, LearnedSettings(embedding="minilm"))
+    assert learned.meaning("what is it?") is None and features_of(learned, asked).meaning == b""
+    learned.mean("what is it?", packed("minilm", [1.0, 0.5]))
+    assert features_of(learned, asked).meaning == packed("minilm", [1.0, 0.5])
+    for number in range(3000):
+        learned.mean(f"question {number}", b"")
+    assert learned.meaning("what is it?") is None and learned.meaning("question 2999") == b"", "only the latest are kept"
+    nobody_reads = Learned("g", MODELS, LearnedSettings())
+    nobody_reads.mean("what is it?", packed("minilm", [1.0, 0.5]))
+    assert features_of(nobody_reads, asked).meaning == b""
 
 
 def test_a_record_tells_what_was_decided_and_no_text() -> None:
@@ -174,6 +190,9 @@ def test_a_record_tells_what_was_decided_and_no_text() -> None:
     assert (set(features.words), features.shape) == (set(HARD.words), HARD.shape)
     assert detail["rule"] == QUALITY and detail["shadow"] == "strong" and detail["expected"].keys() == set(MODELS)
     assert b"theorem" not in msgspec.msgpack.encode(choice.record())
+    embedded = learned.choose(extract("theorem", meaning=packed("minilm", [1.0, 0.5])), (0.0, 1.0)).record()
+    assert unpacked(embedded)[1].meaning == packed("minilm", [1.0, 0.5])
+    assert unpacked(embedded[:-1])[1].meaning == b"", "what an older gateway wrote has none"
 
 
 def test_a_challenger_is_asked_in_a_quarter_of_the_requests_and_for_every_explanation() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from hx_gateway.routing.learned.features import Features
@@ -20,6 +21,7 @@ because of a doubt, or a draw so that every model goes on being judged."""
 _ASKED = (
     0.25  # of requests: the challenger's wish is for comparison only, a trial goes by judged answers that the housekeeper has it foretell
 )
+_KNOWN = 2048  # embeddings of prompts that are kept, in each worker
 _SHORT = 12  # digits of a version that are enough to tell artifacts apart
 
 
@@ -74,7 +76,7 @@ class Choice:
         prediction, features = self.prediction, self.features
         return (
             self.version[:_SHORT], self.rule, *self.shadow, prediction.confidence, self.models, prediction.probabilities,
-            array("H", features.shape).tobytes(), array("I", features.words).tobytes(),
+            array("H", features.shape).tobytes(), array("I", features.words).tobytes(), features.meaning,
         )  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def unpacked(record: Sequence[Any]) -> tuple[dict[str, Any], Features]:
     Raises:
         ValueError, TypeError: It is none.
     """
-    version, rule, shadow, shadow_version, confidence, models, expected, shape, words = record
+    version, rule, shadow, shadow_version, confidence, models, expected, shape, words, *meaning = record
     detail = {
         "version": version,
         "rule": rule,
@@ -93,7 +95,7 @@ def unpacked(record: Sequence[Any]) -> tuple[dict[str, Any], Features]:
         "confidence": round(confidence, 4),
         "expected": {model: round(value, 4) for model, value in zip(models, expected, strict=True)},
     }
-    return detail, Features(tuple(array("I", words)), tuple(array("H", shape)))
+    return detail, Features(tuple(array("I", words)), tuple(array("H", shape)), *meaning)
 
 
 class Learned:
@@ -115,15 +117,20 @@ class Learned:
         self.champion = untrained(self.models)
         self.challenger: Scorer | None = None
         self.counts: dict[tuple[str, str], int] = {}  # decisions by model and rule; a term's model is not known here
+        self.embedding = settings.embedding  # the model whose embeddings the scorers read; None where they read none
+        self.embedded: dict[str, int] = {}  # prompts by what became of their embedding
+        self._meanings: dict[bytes, bytes] = {}
         self._chance = chance
         self._share = ShareThreshold(settings.strong_share or 0.0)
         self._shadow_share = ShareThreshold(settings.strong_share or 0.0)
 
     def take(self, champion: Scorer, challenger: Scorer | None) -> None:
         """Decide by other scorers from here on; where only what they learned is newer, shares go on as they were."""
-        for scorer in (champion, challenger):
-            if scorer is not None:
-                ready(scorer, self.models)
+        scorers = [scorer for scorer in (champion, challenger) if scorer is not None]
+        wanted = self.settings.embedding
+        self.embedding = wanted if wanted is not None and any(scorer.reads(wanted) for scorer in scorers) else None
+        for scorer in scorers:
+            ready(scorer, self.models)
         if champion.version != self.champion.version:
             self._share = self._shares(champion)
         if challenger is not None and (self.challenger is None or challenger.version != self.challenger.version):
@@ -131,7 +138,17 @@ class Learned:
         self.champion, self.challenger = champion, challenger
 
     def _shares(self, scorer: Scorer) -> ShareThreshold:
-        return ShareThreshold.of(scorer, self.models[0], self.models[-1], self.settings.strong_share or 0.0)
+        return ShareThreshold.of(scorer, self.models[0], self.models[-1], self.settings.strong_share or 0.0, self.embedding is not None)
+
+    def meaning(self, text: str) -> bytes | None:
+        """The embedding of a prompt, empty where its model cannot make one; None where it is not known, or nothing reads it."""
+        return self._meanings.get(_digest(text)) if self.embedding is not None else None
+
+    def mean(self, text: str, meaning: bytes) -> None:
+        """Keep the embedding of a prompt, and forget the oldest."""
+        while len(self._meanings) >= _KNOWN:
+            del self._meanings[next(iter(self._meanings))]
+        self._meanings[_digest(text)] = meaning
 
     def choose(self, features: Features, costs: Sequence[float], lasting: bool = True) -> Choice:
         """The choice for one prompt.
@@ -178,6 +195,10 @@ def _judged(
         first = models[cheapest_good(expected, costs, settings.quality)]
         return QUALITY, (first, *(model for model in models if model != first)), prediction
     return TERM, (), prediction
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(errors="replace"), digest_size=16).digest()
 
 
 def untrained(models: Sequence[str]) -> Scorer:

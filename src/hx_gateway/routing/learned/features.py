@@ -30,6 +30,7 @@ SHAPES = (
 )  # fmt: skip
 STEPS = 32
 """Each shape's value is a step from 0 to ``STEPS - 1``; where a quantity grows without end, two steps are a doubling."""
+_MEANT = b"\xff"  # packed features that begin with an embedding: no step is so large
 
 
 class Features:
@@ -38,16 +39,18 @@ class Features:
     Args:
         words: Different hashes, below ``2 ** BITS``, of its words and signs and of pairs of neighbours.
         shape: For each of `SHAPES` the position ``shape * STEPS + step``.
+        meaning: Its embedding, as `meaning.packed` made it; empty where there is none.
     """
 
-    __slots__ = ("shape", "words")
+    __slots__ = ("meaning", "shape", "words")
 
-    def __init__(self, words: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    def __init__(self, words: tuple[int, ...], shape: tuple[int, ...], meaning: bytes = b"") -> None:
         self.words = words
         self.shape = shape
+        self.meaning = meaning
 
     def pack(self) -> bytes:
-        """All of it in bytes, for a log: at most about 5 kB a prompt, usually below 1 kB."""
+        """All of it in bytes, for a log: at most about 5 kB a prompt, usually below 1 kB; and the embedding, a byte a dimension."""
         steps = bytes(position % STEPS for position in self.shape)
         numbers = array("I", sorted(self.words))
         gaps = bytearray()
@@ -58,7 +61,8 @@ class Features:
                 gaps.append(gap & 127 | 128)
                 gap >>= 7
             gaps.append(gap)
-        return steps + bytes(gaps)
+        meant = _MEANT + len(self.meaning).to_bytes(2, "little") + self.meaning if self.meaning else b""
+        return meant + steps + bytes(gaps)
 
     @classmethod
     def unpack(cls, packed: bytes) -> Features:
@@ -67,12 +71,16 @@ class Features:
         Raises:
             ValueError: It is not that.
         """
+        meaning = b""
+        if packed[:1] == _MEANT:
+            size = int.from_bytes(packed[1:3], "little")
+            meaning, packed = packed[3 : 3 + size], packed[3 + size :]
         if len(packed) < len(SHAPES) or any(step >= STEPS for step in packed[: len(SHAPES)]):
             raise ValueError("these bytes are no packed features")
         words = tuple(_numbers(packed[len(SHAPES) :]))
         if words and words[-1] > _MASK:
             raise ValueError("these bytes are no packed features")
-        return cls(words, tuple(shape * STEPS + step for shape, step in enumerate(packed[: len(SHAPES)])))
+        return cls(words, tuple(shape * STEPS + step for shape, step in enumerate(packed[: len(SHAPES)])), meaning)
 
 
 def _numbers(gaps: bytes) -> Iterator[int]:
@@ -86,16 +94,17 @@ def _numbers(gaps: bytes) -> Iterator[int]:
             gap = shift = 0
 
 
-def extract(text: str, turns: int = 1, tools: int = 0) -> Features:
+def extract(text: str, turns: int = 1, tools: int = 0, meaning: bytes = b"") -> Features:
     """The features of a prompt.
 
     Args:
         text: What the user asks, the last message; of a long one the beginning and the end are read.
         turns: Messages in the conversation.
         tools: Tools the request offers.
+        meaning: Its embedding, where it is known.
     """
     text = _bounded(text)
-    return Features(tuple(set(_hashes(_tokens(text)))), _shape(text, turns, tools))
+    return Features(tuple(set(_hashes(_tokens(text)))), _shape(text, turns, tools), meaning)
 
 
 def _hashes(words: list[bytes]) -> tuple[int, ...]:

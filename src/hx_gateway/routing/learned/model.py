@@ -30,6 +30,7 @@ from typing import Any
 
 from hx_gateway.routing.learned import artifact
 from hx_gateway.routing.learned.features import BITS, SHAPES, STEPS, Features, named, shape_name
+from hx_gateway.routing.learned.meaning import Meaning, tag_of
 
 LEAST, MOST = 0.01, 0.99  # no probability is ever certain
 _FARTHEST = log(LEAST / (1.0 - LEAST)), log(MOST / (1.0 - MOST))
@@ -79,7 +80,8 @@ class Scorer:
         norms: For each hash the square of how telling it is; 0 for one that was never seen.
         shapes: For each column one weight for each position of `Features.shape`.
         facts: What training knows beside: ``usual`` (for each measure of distance what was usual), ``rarity`` (for each position of
-            a shape), ``names`` (hashes in words), ``prompts`` (how many), ``reference`` (columns of some prompts, see `reference`).
+            a shape), ``names`` (hashes in words), ``prompts`` (how many), ``reference`` (logits of some prompts, by model), and
+            where it was trained with embeddings ``meaning``.
         version: Checksum of the artifact, in hex; empty for an untrained one.
     """
 
@@ -100,6 +102,7 @@ class Scorer:
         self._rarity: list[float] = facts.get("rarity", [0.0] * (len(SHAPES) * STEPS))
         self._names: dict[str, str] = facts.get("names", {})
         self._prompts: int = facts.get("prompts", 0)
+        self._meaning = _meaning_of(facts.get("meaning"), len(columns))
         self.facts = facts
         self.version = version
         self._counts: dict[int, int] = {}  # of words first met in answers judged since
@@ -137,6 +140,16 @@ class Scorer:
         """Every model it has a head for."""
         return tuple(self._heads)
 
+    def reads(self, embeddings: str) -> bool:
+        """Whether embeddings of that model tell it something; one that was not trained learns them."""
+        return not self.version if self._meaning is None else self._meaning.tag == tag_of(embeddings)
+
+    def reference(self, meant: bool) -> Mapping[str, Sequence[float]]:
+        """By model the logits of some prompts that training had not seen, with their embeddings or without."""
+        facts = self.facts.get("meaning", self.facts) if meant else self.facts
+        found: Mapping[str, Sequence[float]] = facts.get("reference", {})
+        return found
+
     def add(self, model: str, like: Sequence[str] = ()) -> None:
         """Make a head for a model without data: the mean of the heads of ``like`` (its tier), else of all. One that is there stays."""
         if model not in self._heads:
@@ -150,7 +163,7 @@ class Scorer:
         Raises:
             KeyError: A model has no head; `add` makes one.
         """
-        place = self._place(features.words, features.shape)
+        place = self._place(features.words, features.shape, features.meaning)
         heads = [self._heads[model] for model in models]
         return Prediction(tuple([_probability(head, place[0]) for head in heads]), *self._trust(heads, place[1], place[2]))
 
@@ -168,13 +181,16 @@ class Scorer:
         head = self._heads[model]
         words = sorted(features.words)  # sums of floats depend on their order
         self._meet(words)
-        place, _, _ = self._place(words, features.shape)
+        meaning = self._meant(features.meaning)
+        place, _, _ = self._place(words, features.shape, features.meaning)
         error = min(1.0, max(0.0, score)) - _probability(head, place)
         head.labels += 1
         self.labels += 1
         head.bias = min(5.0, max(-5.0, head.bias + error * max(0.02, 6.0 / (head.labels + 8.0))))
         rate = max(_SLOWEST, _RATE / (1.0 + (self.labels + self._prompts / 4.0) / _CALM))
         total = sum([weight * weight for weight in head.mix]) or 1.0
+        if meaning is not None:
+            meaning.learn(features.meaning, [rate * error * weight / total for weight in head.mix])
         norms = self._norms
         length = sqrt(sum([norms[word] for word in words])) or 1.0
         for column, shape, weight in zip(self._columns, self._shapes, head.mix, strict=True):
@@ -197,13 +213,17 @@ class Scorer:
 
         Returns:
             Names of words, pairs and shapes, each with its part of the difference between the two logits; `usual` is the
-            part that holds for every prompt.
+            part that holds for every prompt, `meaning` that of the embedding.
         """
         first, second = self._heads[better], self._heads[worse]
         mix = [one - other for one, other in zip(first.mix, second.mix, strict=True)]
         names = {**{int(number): name for number, name in self._names.items()}, **(named(text) if text else {})}
         length = sqrt(sum([self._norms[word] for word in features.words])) or 1.0
         parts = [("usual", first.bias - second.bias)]
+        added = self._meaning.place(features.meaning) if self._meaning is not None else None
+        if added is not None and self._meaning is not None:
+            parts.append(("meaning", sum(map(mul, mix, added))))
+            mix = [self._meaning.share * one for one in mix]
         for word in features.words:
             share = sum(weight * column[word] for weight, column in zip(mix, self._columns, strict=True)) / length
             parts.append((names.get(word, f"#{word}"), share))
@@ -219,6 +239,9 @@ class Scorer:
         counts = [self._counts.get(word, 0) for word in words]
         head = {"version": self.version, "labels": self.labels, "heads": heads, "words": words, "counts": counts, "shapes": self._shapes}
         values = array("d", [column[word] for column in (*self._columns, self._norms) for word in words])
+        if self._meaning is not None:
+            head["meaning"], numbers = self._meaning.state()
+            values.extend(numbers)
         return zlib.compress(json.dumps(head).encode() + b"\n" + values.tobytes(), 1)
 
     def restore(self, state: bytes) -> None:
@@ -237,8 +260,12 @@ class Scorer:
                     f"it was learned on top of artifact {head['version'][:12] or 'none'}, this is {self.version[:12] or 'none'}"
                 )
             heads = {name: Head(bias, tuple(mix), labels) for name, (bias, mix, labels) in head["heads"].items()}
-            shapes, labels, counts = head["shapes"], head["labels"], dict(zip(words, head["counts"], strict=True))
-            width, height = len(self._columns), len(values)
+            shapes, labels = head["shapes"], head["labels"]
+            counts = {word: count for word, count in zip(words, head["counts"], strict=True) if count}  # the others training had met
+            width = len(self._columns)
+            values, numbers = values[: len(words) * (width + 1)], values[len(words) * (width + 1) :]
+            meaning = Meaning.restored(head["meaning"], numbers, width) if "meaning" in head else self._meaning
+            height = len(values)
             fits = all(0 <= word < 1 << BITS for word in words) and all(len(one.mix) == width for one in heads.values())
             if not fits or height != len(words) * (width + 1) or [len(shape) for shape in shapes] != [len(SHAPES) * STEPS] * width:
                 raise ValueError("its parts do not fit together")
@@ -248,14 +275,25 @@ class Scorer:
             for word, value in zip(words, values[number * len(words) : (number + 1) * len(words)], strict=True):
                 column[word] = value
         self._heads, self._shapes, self._counts, self._touched, self.labels = heads, shapes, counts, set(words), labels
+        self._meaning = meaning
 
-    def _place(self, words: Sequence[int], shape: Sequence[int]) -> tuple[list[float], float, float]:
+    def _meant(self, meaning: bytes) -> Meaning | None:
+        """What learns from an embedding: what was trained on such, or where nothing was trained what was begun for such."""
+        found = self._meaning
+        if meaning and not self.version and (found is None or found.place(meaning) is None):
+            found = self._meaning = Meaning.empty(meaning, len(self._columns))
+        return found if found is not None and found.place(meaning) is not None else None
+
+    def _place(self, words: Sequence[int], shape: Sequence[int], meaning: bytes) -> tuple[list[float], float, float]:
         """Where a prompt stands in each column; the share of its words that were never seen; how rare its shape is."""
         taken = itemgetter(0, 0, *words)
         norms = taken(self._norms)
         length = sqrt(sum(norms)) or 1.0
         bits = itemgetter(*shape)
         place = [sum(taken(column)) / length + sum(bits(outward)) for column, outward in zip(self._columns, self._shapes, strict=True)]
+        if meaning and self._meaning is not None and (added := self._meaning.place(meaning)) is not None:
+            share = self._meaning.share
+            place = [share * one + more for one, more in zip(place, added, strict=True)]
         return place, (norms.count(0.0) - 2) / (len(words) or 1), sum(bits(self._rarity))
 
     def _trust(self, heads: Sequence[Head], unknown: float, rarity: float) -> tuple[float, str]:
@@ -276,6 +314,15 @@ class Scorer:
             if word and (word in counts or not self._norms[word]):
                 counts[word] = counts.get(word, 0) + 1
                 self._norms[word] = (log((2.0 + self.labels) / (1.0 + counts[word])) + 1.0) ** 2
+
+
+def _meaning_of(facts: Mapping[str, Any] | None, columns: int) -> Meaning | None:
+    if facts is None:
+        return None
+    weights: list[list[float]] = [list(column) for column in facts["weights"]]
+    if len(weights) != columns or any(len(column) != len(facts["center"]) for column in weights):
+        raise ValueError
+    return Meaning(tag_of(facts["model"]), list(facts["center"]), weights, facts["share"], facts["seen"])
 
 
 def _unpacked(column: bytes, scale: float) -> list[float]:

@@ -50,7 +50,7 @@ def replayed(
         priced = request + prompt * (row["prompt_tokens"] or 0) + completion * (row["completion_tokens"] or 0)
         return priced or (fmean(paid[model]) if paid[model] else 0.0)
 
-    choose = _chooser(policy, models, scorer)
+    choose = _chooser(policy, models, scorer, any(one.meaning for one in features))
     would = [
         models[0] if doubt and not policy.startswith("always=") else choose(one, [cost(row, model) for model in models])
         for row, one, doubt in zip(known, expected, doubts, strict=True)
@@ -79,7 +79,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return round(fmean(known), 4) if known else None
 
 
-def _chooser(policy: str, models: Sequence[str], scorer: Scorer) -> Any:
+def _chooser(policy: str, models: Sequence[str], scorer: Scorer, meant: bool) -> Any:
     """The function that takes what is expected of each model, and what each costs, and returns a model."""
     name, _, given = policy.partition("=")
     if policy == "order":
@@ -91,7 +91,7 @@ def _chooser(policy: str, models: Sequence[str], scorer: Scorer) -> Any:
     except ValueError:
         value = -1.0
     if name == "strong_share" and 0.0 <= value <= 1.0:
-        share = ShareThreshold.of(scorer, models[0], models[-1], value)
+        share = ShareThreshold.of(scorer, models[0], models[-1], value, meant)
         return lambda expected, costs: models[-1] if share.takes(expected[models[-1]] - expected[models[0]]) else models[0]
     if name == "quality" and 0.0 < value <= 1.0:
         return lambda expected, costs: models[cheapest_good([expected[model] for model in models], costs, value)]

@@ -31,9 +31,9 @@ class ShareThreshold:
         self._seen: list[float] | None = [] if limit is None else None  # in rising order
 
     @classmethod
-    def of(cls, scorer: Scorer, weak: str, strong: str, share: float) -> ShareThreshold:
-        """With the limit that prompts of the training set, judged by a scorer that had not seen them, ask for."""
-        reference = scorer.facts.get("reference", {})
+    def of(cls, scorer: Scorer, weak: str, strong: str, share: float, meant: bool = False) -> ShareThreshold:
+        """With the limit that prompts of the training set, judged by a scorer that had not seen them, ask for; ``meant`` with embeddings."""
+        reference = scorer.reference(meant)
         if weak not in reference or strong not in reference:
             return cls(share)
         gains = sorted(
