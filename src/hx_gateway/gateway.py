@@ -375,6 +375,7 @@ class _Plan:
         self._gateway = gateway
         self.config = config
         self.keys = keys
+        self.ids, self.inside = gateway.ids, gateway.inside
         self.metering = gateway.backing.metering
         self.proxy = gateway.proxy
         self.shelf = gateway.backing.shelf
