@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from hx_gateway.config.schema import MonitoringSettings
 from hx_gateway.core.clock import Clock
 from hx_gateway.telemetry.book import Book
-from hx_gateway.telemetry.history import Recorder
+from hx_gateway.telemetry.history import Recorder, keep
 from hx_gateway.telemetry.lines import Lines
 from hx_gateway.telemetry.logs import set_level
 from hx_gateway.telemetry.metrics import Metrics
@@ -124,3 +124,5 @@ class Desk:
             self._exporter.stop()
         self.report(observed)
         self.book.beat(0.0)
+        if observed.backing.folder is not None:
+            keep(self.book, observed.backing.folder, time.time())

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from operator import add
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from hx_gateway.core.files import replace
 from hx_gateway.telemetry.book import Book, Cells, Entry
 from hx_gateway.telemetry.families import SECONDS
 from hx_gateway.telemetry.metrics import COMPLETION, COUNT, FIRST, PACE, PROMPT
@@ -22,6 +28,9 @@ NAME = "history"
 """With which its series in the book begin: one of all requests (``history_all``), and one of each endpoint."""
 SETTLED_S = 2
 """Seconds after which every worker has written a step that is over."""
+FILE = "history.json"
+"""In the state directory: the last hour, for who starts next."""
+_KEPT_STEPS = 30  # from one writing of it to the next
 _RING = STEPS + 1  # the one that is being written is not read
 _MOST_ENDPOINTS = 32  # of which each worker keeps a history; 17 kB each
 # Numbers of a step. The first says which it is; that of all requests goes on with the buckets of response times and of times to the first token.
@@ -61,7 +70,10 @@ class Recorder:
         self._seen = len(entries)
         before, now = self._before, _counted(self._mine)
         self._before, self._step = now, step
+        folder = observed.backing.folder if self._book.number == 0 else None
         if not last:
+            if folder is not None and not any(entry.name.startswith(NAME) for entry in entries):
+                self._take_up(folder / FILE, step, observed)
             return
         under_way = {name: endpoint.in_flight for name, endpoint in observed.registry.endpoints.items()}
         for name, in_flight in {"": observed.proxy.in_flight, **under_way}.items():
@@ -74,6 +86,19 @@ class Recorder:
                 at = last % _RING * width
                 ring[at + 1 : at + width] = grown[1:]
                 ring[at] = last
+        if folder is not None and step % _KEPT_STEPS == 0:
+            threading.Thread(target=keep, args=(self._book, folder, wall_s), name="history", daemon=True).start()
+
+    def _take_up(self, file: Path, now: int, observed: Observed) -> None:
+        """Begin with what `keep` wrote, as if it were this worker's; a file that is damaged or from elsewhere is passed over."""
+        with suppress(OSError, msgspec.DecodeError):
+            for name, known in msgspec.json.decode(file.read_bytes(), type=dict[str, dict[int, list[float]]]).items():
+                ring = self._ring(name) if not name or name in observed.registry.endpoints else None
+                width = len(ring) // _RING if ring is not None else 0
+                for step, values in known.items():
+                    if ring is not None and now - STEPS <= step < now and len(values) == width:
+                        at = step % _RING * width
+                        ring[at : at + width] = array("d", (step, *values[1:]))
 
     def _ring(self, name: str) -> Cells | None:
         ring = self._rings.get(name)
@@ -120,6 +145,33 @@ def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
     """
     last = int(wall_s - SETTLED_S) // EVERY_S - 1
     wanted = range(last - min(steps, STEPS) + 1, last + 1)
+    found = _gathered(book, wanted)
+    every = found.pop("")
+    shown = range(min(every, default=last + 1), last + 1)
+    return {
+        "times": [(step + 1) * EVERY_S for step in shown],
+        "all": {**_rates(every, shown), **_waits(every, shown)},
+        "endpoints": {name: _rates(known, shown) for name, known in found.items()},
+    }
+
+
+def keep(book: Book, folder: Path, wall_s: float) -> None:
+    """Write what all workers have written of the last hour to `FILE`, so that it outlasts them; takes as long as `course`.
+
+    Args:
+        book: Of any worker.
+        folder: The state directory.
+        wall_s: Unix time.
+    """
+    now = int(wall_s) // EVERY_S
+    found = _gathered(book, range(now - STEPS, now))
+    if found[""]:
+        with suppress(OSError):  # a full disk costs no more than the beginning of the plots
+            replace(folder / FILE, msgspec.json.encode(found))
+
+
+def _gathered(book: Book, wanted: range) -> dict[str, dict[int, list[float]]]:
+    """Numbers of the wanted steps, of all workers, by endpoint; of all requests under the empty name."""
     found: dict[str, dict[int, list[float]]] = {"": {}}
     for entries, _ in book.pages():
         for name, labels, ring in entries:
@@ -132,13 +184,7 @@ def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
                         values = list(numbers[at : at + width])
                         before = known.get(step)
                         known[step] = values if before is None else list(map(add, before, values))
-    every = found.pop("")
-    shown = range(min(every, default=last + 1), last + 1)
-    return {
-        "times": [(step + 1) * EVERY_S for step in shown],
-        "all": {**_rates(every, shown), **_waits(every, shown)},
-        "endpoints": {name: _rates(known, shown) for name, known in found.items()},
-    }
+    return found
 
 
 def _rates(known: dict[int, list[float]], shown: range) -> dict[str, list[float | None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from hx_gateway.fleet.registry import Registry
 from hx_gateway.telemetry.book import Book, shared_pages
 from hx_gateway.telemetry.exposition import Report
 from hx_gateway.telemetry.families import SECONDS
-from hx_gateway.telemetry.history import EVERY_S, SETTLED_S, STEPS, Recorder, quantile
+from hx_gateway.telemetry.history import EVERY_S, FILE, SETTLED_S, STEPS, Recorder, keep, quantile
 from hx_gateway.telemetry.history import course as settled
 from hx_gateway.telemetry.metrics import Metrics
 
@@ -92,6 +94,69 @@ def test_an_hour_is_kept_and_no_more() -> None:
     assert found["all"]["requests_per_s"] == [step % 7 / 10 for step in range(49, STEPS + 49)]
     assert course(worker.metrics.book, now_s, 3)["times"] == found["times"][-3:]
     assert course(worker.metrics.book, now_s + 2 * STEPS * EVERY_S)["times"] == []
+
+
+def test_the_hour_of_all_workers_is_taken_up_after_a_restart_once(tmp_path: Path) -> None:
+    pages = shared_pages(2)
+    one, two = Worker(Book(pages, 0)), Worker(Book(pages, 1))
+    one.observed.registry = Registry({}, {name: Endpoint(name, Address("http", "192.0.2.1", 1)) for name in ("llm-01", "gone")})
+    for worker in (one, two):
+        worker.tick(START_S)
+        worker.serve(10)
+        worker.tick(START_S + EVERY_S)
+    before = course(one.metrics.book, START_S + EVERY_S)
+    two.observed.backing.folder = tmp_path
+    two.observed.telemetry.stop(two.observed)
+    assert not (tmp_path / FILE).exists(), "of this minute by the clock nothing was written"
+    keep(two.metrics.book, tmp_path, START_S + EVERY_S)
+
+    pages = shared_pages(2)
+    for again in (False, True):  # the second time in the place of one that was killed
+        one, two = Worker(Book(pages, 0)), Worker(Book(pages, 1))
+        for worker in (one, two):
+            worker.observed.backing.folder = tmp_path
+            worker.tick(START_S + (4 + again) * EVERY_S)
+        after = course(two.metrics.book, START_S + 4 * EVERY_S)
+        assert after["times"] == [START_S + step * EVERY_S for step in range(1, 5)]
+        assert after["all"]["requests_per_s"] == [2.0, None, None, None]
+        assert after["endpoints"].keys() == {"llm-01"}, "the other one is no longer there"
+        assert {figure: values[:1] for figure, values in after["all"].items()} == before["all"]
+        assert {figure: values[:1] for figure, values in after["endpoints"]["llm-01"].items()} == before["endpoints"]["llm-01"]
+    two.serve(20)
+    two.tick(START_S + 6 * EVERY_S)
+    assert course(one.metrics.book, START_S + 6 * EVERY_S)["all"]["requests_per_s"] == [2.0, None, None, None, None, 2.0]
+
+
+def test_what_is_kept_is_written_beside_the_requests_and_passed_over_where_it_is_old_or_damaged(tmp_path: Path) -> None:
+    worker = Worker(Book())
+    worker.observed.backing.folder = tmp_path
+    give_up_s = time.monotonic() + 30
+    for step in range(32):
+        worker.tick(START_S + step * EVERY_S)
+        worker.serve(10)
+    while not (tmp_path / FILE).exists():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.01)
+    good = (tmp_path / FILE).read_bytes()
+    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+
+    def begun(data: bytes, wall_s: float) -> int:
+        (tmp_path / FILE).write_bytes(data)
+        fresh = Worker(Book())
+        fresh.observed.backing.folder = tmp_path
+        fresh.tick(wall_s)
+        return len(course(fresh.metrics.book, wall_s)["times"])
+
+    assert begun(good, START_S + 33 * EVERY_S) > 1
+    for data, wall_s in (
+        (good, START_S + (STEPS + 33) * EVERY_S),
+        (good, START_S - 9 * EVERY_S),  # of a clock that went wrong
+        (good[: len(good) // 2], START_S + 33 * EVERY_S),
+        (b'{"": {"170000000": [1.0]}, "llm-01": {"170000001": []}}', START_S + 33 * EVERY_S),
+        (b"[]", START_S + 33 * EVERY_S),
+        (b"\xff", START_S + 33 * EVERY_S),
+    ):
+        assert begun(data, wall_s) == 0, data[:60]
 
 
 def test_endpoints_beyond_so_many_are_left_out() -> None:

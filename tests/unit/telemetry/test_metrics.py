@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,7 @@ class Kept:
     vectors_open: bool = False
     drains: Drains = field(default_factory=Drains)
     shelf: Shelf = field(default_factory=Shelf)
+    folder: Path | None = None
 
 
 @dataclass

@@ -54,7 +54,7 @@ def router() -> APIRouter:
         caller: Administrator,
         seconds: Annotated[int, Query(ge=EVERY_S, le=STEPS * EVERY_S, description="How far back, in seconds.")] = STEPS * EVERY_S,
     ) -> Any:
-        """Rates, response times and what was under way over the last hour, since this gateway started. Needs an admin key."""
+        """Rates, response times and what was under way over the last hour, restarts included where there is a state directory. Needs an admin key."""
         return await asyncio.to_thread(course, gateway.telemetry.book, gateway.clock.wall(), seconds // EVERY_S)
 
     return routes
