@@ -12,6 +12,7 @@ from hx_gateway.config.addresses import header_fault, host_fault, is_loopback, u
 from hx_gateway.config.environment import NAMES, endpoint_variable
 from hx_gateway.config.located import Path
 from hx_gateway.config.problems import Finding
+from hx_gateway.config.routing import LearnedSettings
 from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, GroupSettings, Secret, Settings, UpstreamSettings, is_url
 from hx_gateway.config.shape import dotted, nearest, shown
 from hx_gateway.config.storage import state_directory
@@ -48,9 +49,8 @@ def _names(config: GatewayConfig) -> Iterator[Finding]:
     for name, path, kind in public_names(config):
         here = kind if kind != "alias" else f"alias under {dotted(path[:2] if path[0] != 'aliases' else path[:1])}"
         if name in seen:
-            yield Finding(
-                path, f"the name {shown(name)} is taken already by the {seen[name]}; each public name stands for one thing", on_key=True
-            )
+            message = f"the name {shown(name)} is taken already by the {seen[name]}; each public name stands for one thing"
+            yield Finding(path, message, on_key=True)
         else:
             seen[name] = here
         if not name or any(character.isspace() or not character.isprintable() for character in name):
@@ -77,20 +77,23 @@ def _names(config: GatewayConfig) -> Iterator[Finding]:
             if member in group.models[:position]:
                 yield Finding(path, f"{member} is listed twice")
         if group.learned is not None:
-            yield from _learned(config, name, group)
-    for position, name in enumerate(config.gateway.hidden):
-        if name not in seen:
-            yield _unknown(config, ("gateway", "hidden", position), name, seen)
-    default = config.gateway.default_model
-    if default and default not in seen:
-        yield _unknown(config, ("gateway", "default_model"), default, seen)
-    if not default and not config.gateway.model_routing_enabled:
-        message = "is needed when model_routing_enabled is false: every request goes to it"
-        yield Finding(("gateway", "default_model"), message)
-    for position, key in enumerate(config.keys.api_keys):
-        for place, name in enumerate(key.models or ()):
-            if name not in seen:
-                yield _unknown(config, ("keys", "api_keys", position, "models", place), name, seen)
+            yield from _learned(config, name, group, group.learned)
+    if not config.gateway.default_model and not config.gateway.model_routing_enabled:
+        yield Finding(("gateway", "default_model"), "is needed when model_routing_enabled is false: every request goes to it")
+    for path, wanted in _wanted(config):
+        if wanted and wanted not in seen:
+            yield _unknown(config, path, wanted, seen)
+
+
+def _wanted(config: GatewayConfig) -> Iterator[tuple[Path, str | None]]:
+    """Where public names are asked for."""
+    yield ("gateway", "default_model"), config.gateway.default_model
+    yield from ((("gateway", "hidden", position), name) for position, name in enumerate(config.gateway.hidden))
+    keys = enumerate(config.keys.api_keys)
+    yield from ((("keys", "api_keys", at, "models", place), name) for at, key in keys for place, name in enumerate(key.models or ()))
+    for name, learned in ((name, group.learned) for name, group in config.groups.items() if group.learned is not None):
+        yield ("groups", name, "learned", "embedding"), learned.embedding
+        yield ("groups", name, "learned", "judge", "model"), learned.judge.model if learned.judge else None
 
 
 def _reference(config: GatewayConfig, path: Path, text: str) -> Iterator[Finding]:
@@ -338,17 +341,15 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
             yield Finding(("service", "tls", setting), "there is no such file on this machine", level="warning")
 
 
-def _learned(config: GatewayConfig, name: str, group: GroupSettings) -> Iterator[Finding]:
-    learned, path = group.learned, ("groups", name, "learned")
-    assert learned is not None
-    policy = config.policies.get(group.policy or config.load_balancer.algorithm)
+def _learned(config: GatewayConfig, name: str, group: GroupSettings, learned: LearnedSettings) -> Iterator[Finding]:
+    path, policy = ("groups", name, "learned"), config.policies.get(group.policy or config.load_balancer.algorithm)
     if len(group.models) < 2:
         yield Finding(path, "is for groups of several models; list more in models, from the weakest to the strongest")
     if learned.judge is not None and not config.ledger.bodies.enabled:
         yield Finding((*path, "judge"), "needs the bodies it judges; set ledger.bodies.enabled, or leave it out")
     if learned.strong_share is not None and learned.quality is not None:
         yield Finding((*path, "quality"), "is a target beside strong_share; leave one of them out")
-    elif learned.strong_share is None and learned.quality is None and (policy is None or "quality" not in policy.terms):
+    elif learned.strong_share is None and learned.quality is None and "quality" not in getattr(policy, "terms", ()):
         yield Finding(path, "decides nothing: set strong_share or quality, or give the group a policy of your own with the term quality")
 
 

@@ -90,6 +90,17 @@ def test_groups() -> None:
     assert errors(base + "groups: {g: {models: [uno], policy: my.module:Policy}}") == []
 
 
+def test_models_that_help_a_group_to_learn() -> None:
+    text = "endpoints: {e: {url: 'http://e:1', discover: false}}\nmodels: {one: {endpoint: e}, two: {endpoint: e}, vec: {endpoint: e, mode: embedding}}\n"
+    learned = text + "groups: {g: {models: [one, two], learned: {quality: 1, embedding: %s}}}\n"
+    only(errors(learned % "vek"), "groups.g.learned.embedding", "called vek; did you mean vec?")
+    assert warnings(learned % "vec") == []
+    unread = warnings(learned % "vec" + "pipeline: {stages: [authenticate, inspect, resolve]}")
+    only(unread, "pipeline.stages", "does not list embed: learned.embedding does nothing")
+    judge = "ledger: {bodies: {enabled: true}}\ngroups: {g: {models: [one, two], learned: {quality: 1, judge: {model: critic, api_key: 'env:JUDGE'}}}}"
+    assert ("groups.g.learned.judge.model", "there is no model, alias or group called critic") in errors(text + judge)
+
+
 def test_a_circle_of_aliases_is_reported_at_each_of_them_but_not_at_what_leads_there() -> None:
     found = errors(FLEET + "aliases: {a: b, b: c, c: b}")
     assert [path for path, _ in found] == ["aliases.b", "aliases.c"]
