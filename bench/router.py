@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from bench.meaning import MODEL, meanings
 from hx_gateway.routing.learned.evaluate import apgr, calls_for
 from hx_gateway.routing.learned.examples import Example
 from hx_gateway.routing.learned.features import extract
@@ -76,7 +77,19 @@ def dealt(names: Sequence[str], seed: int) -> list[int]:
 def trained(rows: Sequence[Row], seed: int = 1) -> Scorer:
     """A scorer through a file, as an operator would have it."""
     with tempfile.TemporaryDirectory() as folder:
-        return save(Path(folder) / "router", [row.example for row in rows], seed)
+        return save(Path(folder) / "router", [row.example for row in rows], seed, MODEL if embedded(rows) else "")
+
+
+def embedded(rows: Sequence[Row]) -> bool:
+    """Whether they have embeddings."""
+    return bool(rows[0].example.features.meaning)
+
+
+def embed(rows: list[Row]) -> list[Row]:
+    """Have a real model embed them."""
+    for row, meaning in zip(rows, meanings([row.example.text for row in rows]), strict=True):
+        row.example.features.meaning = meaning
+    return rows
 
 
 def crossed(rows: Sequence[Row], folds: Sequence[int], models: Sequence[str]) -> tuple[list[tuple[float, ...]], list[Scorer]]:
@@ -130,7 +143,7 @@ def shares(rows: Sequence[Row], folds: Sequence[int], gaps: Sequence[float], sco
     for share in SHARES:
         given = 0
         for fold, scorer in enumerate(scorers):
-            limit = ShareThreshold.of(scorer, "weak", "strong", share).limit
+            limit = ShareThreshold.of(scorer, "weak", "strong", share, embedded(rows)).limit
             given += sum(gap > limit for gap, own in zip(gaps, folds, strict=True) if own == fold)
         print(f"  asked for {100 * share:.0f} % strong calls, gave {100 * given / len(rows):.1f} %")
 
@@ -189,8 +202,9 @@ def bad(rows: Sequence[Row], seeds: int = 5) -> list[int]:
     return found
 
 
-def nine_models(rows: Sequence[Row]) -> None:
+def nine_models(prepare: Callable[[list[Row]], list[Row]] = list) -> None:
     """Print the figures of nine models: pairs, the best for each prompt, and quality asked for."""
+    rows = prepare(nine())
     models = sorted(rows[0].example.scores)
     means = {model: fmean(scores(rows, model)) for model in models}
     folds = by_prompt(rows, 1)
@@ -215,7 +229,7 @@ def nine_models(rows: Sequence[Row]) -> None:
     print(f"  quality 0.95 of the best: {reached:.3f}, {100 * sum(model == best for model in chosen) / len(rows):.0f} % calls of {best}")
 
 
-def speed(scorer: Scorer) -> None:
+def speed(scorer: Scorer, meaning: bytes) -> None:
     """Print what one prompt of 2 kB costs."""
     text = " ".join(row["prompt"] for row in rows_of("routellm_mmlu_dev")[:20])[:2048]
 
@@ -228,7 +242,7 @@ def speed(scorer: Scorer) -> None:
             spans.append((time.perf_counter() - began) / 10)
         return 1e6 * sorted(spans)[len(spans) // 10]
 
-    features = extract(text)
+    features = extract(text, meaning=meaning)
     models = scorer.models
     print(f"prompt of {len(text)} characters, {len(features.words)} words and pairs: extract {us(lambda: extract(text)):.0f} us, ", end="")
     print(f"predict {len(models)} models {us(lambda: scorer.predict(features, models)):.0f} us")
@@ -236,24 +250,31 @@ def speed(scorer: Scorer) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Print everything, or one part."""
-    parts: Mapping[str, Callable[[], None]] = {"pairs": pairs, "online": online_figures, "nine": lambda: nine_models(nine())}
+    parts: Mapping[str, Callable[[], None]] = {"pairs": pairs, "online": online_figures, "nine": nine_models}
+    further = {"embeddings": with_embeddings}
     asked = argparse.ArgumentParser(description=__doc__)
-    asked.add_argument("part", nargs="*", choices=[[], *parts], help="what to measure; nothing means all")
+    asked.add_argument("part", nargs="*", choices=[[], *parts, *further], help="what to measure; nothing means all but embeddings")
     if not DATA.is_dir():
         print(f"no data: {DATA} is not there", file=sys.stderr)
         return 1
     for part in asked.parse_args(arguments).part or parts:
-        parts[part]()
+        {**parts, **further}[part]()
     return 0
 
 
-def pairs() -> None:
+def with_embeddings() -> None:
+    """The same with embeddings of a real model: takes minutes the first time."""
+    for part in (pairs, online_figures, nine_models):
+        part(embed)
+
+
+def pairs(prepare: Callable[[list[Row]], list[Row]] = list) -> None:
     """A strong and a weak model: figures, shares, what is foreign, speed."""
-    mmlu, gsm8k, open_models = pairs_of("routellm_mmlu_dev"), pairs_of("routellm_gsm8k_dev"), nine()
+    mmlu, gsm8k, open_models = map(prepare, (pairs_of("routellm_mmlu_dev"), pairs_of("routellm_gsm8k_dev"), nine()))
     folds = by_prompt(mmlu, 1)
     gaps, scorers = quality(mmlu, folds, "MMLU, subjects seen")
     shares(mmlu, folds, gaps, scorers)
-    speed(scorers[0])
+    speed(scorers[0], mmlu[0].example.features.meaning)
     unseen = [row for row, own in zip(mmlu, folds, strict=True) if own == 0]
     others(scorers[0], gsm8k, "trained on MMLU, asked GSM8K", unseen)
     for kind in ("mbpp", "natural_qa", "commongen", "math"):
@@ -269,9 +290,9 @@ def pairs() -> None:
     shares(together, folds, gaps, scorers)
 
 
-def online_figures() -> None:
+def online_figures(prepare: Callable[[list[Row]], list[Row]] = list) -> None:
     """What judged answers make of an untrained scorer."""
-    mmlu = pairs_of("routellm_mmlu_dev")
+    mmlu = prepare(pairs_of("routellm_mmlu_dev"))
     for labels, flipped in ((0, 0.0), (200, 0.0), (500, 0.0), (500, 0.2), (2000, 0.0)):
         found = online(mmlu, labels, flipped)
         print(f"MMLU, untrained, after {labels} judged answers, {100 * flipped:.0f} % of them wrong: APGR {fmean(found):.3f} ", end="")
