@@ -30,8 +30,9 @@ _OLDEST_S = 900.0  # a segment is closed after this time, so that what was shipp
 _SAY_AGAIN_S = 60.0
 _LOOK_S = 2.0
 _UNREADY_S = 3600.0  # age at which a segment that was never finished being made is nobody's
+_packed = Struct("<I").pack
 _put = Struct("<I").pack_into
-_encode_into = msgspec.msgpack.Encoder().encode_into
+_encode = msgspec.msgpack.Encoder().encode
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +61,6 @@ class Journal:
         self.pending_bytes = 0  # not shipped yet, of all processes, as of the last look
         self.trouble = ""  # why no segment can be made
         self._names = RequestIds(time.time)
-        self._buffer = bytearray(1024)
         self._current: Segment | None = None
         self._spare: Segment | None = None
         self._waiting: deque[bytes] = deque()
@@ -78,26 +78,25 @@ class Journal:
         """Write a record, or its values; on return it survives the death of this process, though not yet that of the machine."""
         if self._waiting:
             self._drain()
-        buffer = self._buffer
         try:
-            _encode_into(record, buffer, 4)
+            payload = _encode(record)
         except (OverflowError, ValueError):  # a count beyond all bounds, text that is none
             self.lost += 1
             return
-        size = len(buffer) - 4
+        size = len(payload)
         if size > LARGEST:
             self.lost += 1
             return
-        _put(buffer, 0, size)
-        if self._waiting or not self._write(buffer):
+        framed = _packed(size) + payload
+        if self._waiting or not self._write(framed):
             if len(self._waiting) < _WAITING:
-                self._waiting.append(bytes(buffer))
+                self._waiting.append(framed)
             else:
                 self.lost += 1
 
-    def _write(self, buffer: bytearray) -> bool:
+    def _write(self, framed: bytes) -> bool:
         """Put a payload, behind its length, into the current segment or the next; False where there is no room."""
-        size = len(buffer)
+        size = len(framed)
         segment = self._current
         if segment is None or segment.offset + size + 4 > segment.size:
             self._turn()
@@ -107,8 +106,8 @@ class Journal:
             assert segment is not None
         offset = segment.offset
         end = offset + size
-        segment.map[offset:end] = buffer
-        _put(segment.map, end, crc32(buffer, segment.salt ^ offset))
+        segment.map[offset:end] = framed
+        _put(segment.map, end, crc32(framed, segment.salt ^ offset))
         segment.offset = offset = (end + 11) & -8
         segment.records += 1
         self.records += 1
@@ -117,7 +116,7 @@ class Journal:
         return True
 
     def _drain(self) -> None:
-        while self._waiting and self._write(bytearray(self._waiting[0])):
+        while self._waiting and self._write(self._waiting[0]):
             self._waiting.popleft()
 
     def _turn(self) -> None:
