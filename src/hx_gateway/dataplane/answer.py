@@ -55,16 +55,17 @@ def success_lines(exchange: Exchange, deployment: Deployment | None, kind: bytes
     """
     identity = exchange.identity
     shown = identity is None or identity.show_endpoints
-    lines = b"%b%b%b%b%bx-hx-decision-id: %b\r\n" % (
+    lines = b"".join((
         kind,
         id_line,
         exchange.candidates.head,
         deployment.response_head if deployment is not None else b"",
         deployment.endpoint.response_head if deployment is not None and shown else b"",
+        b"x-hx-decision-id: ",
         exchange.id.encode(),
-    )
-    if exchange.limit_lines:
-        lines += exchange.limit_lines
+        b"\r\n",
+        exchange.limit_lines,
+    ))  # fmt: skip
     if exchange.attempts > 1:
         lines += b"x-hx-attempts: %d\r\n" % exchange.attempts
     if run.reason and shown:
