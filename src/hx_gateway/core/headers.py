@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 DROP, NOTE, KEEP, FRAMING = 0, 1, 2, 3
+DIGEST = b" digest"
+"""Among the notes: the SHA-256 of the key they carry, once it was asked for; no header is called so."""
 
 # Hop-by-hop (RFC 9110, 7.6.1), credentials for this gateway, and what our side of the next hop makes itself.
 _DROPPED = frozenset(

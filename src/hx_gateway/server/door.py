@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hx_gateway.core import errors
 from hx_gateway.core.context import HOT_ROUTES, Exchange
 from hx_gateway.core.errors import ErrorKind, error_body
-from hx_gateway.core.headers import KEEP, NOTE
+from hx_gateway.core.headers import DIGEST, KEEP, NOTE
 from hx_gateway.core.heads import Pattern, learn, worthwhile
 from hx_gateway.server.cold import Cold
 from hx_gateway.server.reader import CONTINUE, Reader, Request
@@ -104,6 +104,7 @@ class Door(Reader):
                 notes, forward = memo.notes, memo.forward
                 if self.note_slots:
                     notes = notes.copy()
+                    notes.pop(DIGEST, None)  # the key may be another
                     for name, number in self.note_slots:
                         notes[name] = pattern.values[number]
                 if self.line_slots:

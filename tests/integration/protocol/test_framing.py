@@ -281,6 +281,16 @@ def test_the_clients_key_never_leaves(path: str, spelling: str, plain: Pair) -> 
     assert KEY.encode() not in plain.received()[0].head
 
 
+@pytest.mark.parametrize("more", [(), ("x-request-id: {}",)], ids=["equal heads", "ids that differ"])
+def test_each_request_is_known_by_the_key_it_brings(more: tuple[str, ...], plain: Pair) -> None:
+    """However often another came on its connection, and whatever was remembered of that one's head."""
+    with Client(plain.port) as client:
+        for number in range(24):
+            key = "somebody-elses-key" if number % 8 in (3, 5, 6) else KEY
+            client.send(request(PING, f"authorization: Bearer {key}", *(line.format(number) for line in more), key=""))
+            assert client.answer().status == (200 if key == KEY else 401)
+
+
 def test_a_head_request_is_forwarded_and_answered(plain: Pair) -> None:
     """Its answer, here the model server's refusal, has a length and no body."""
     with Client(plain.port) as client:
