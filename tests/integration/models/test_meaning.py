@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.support.background import scripted
 from tests.support.gateway import KEY, GatewayProcess
 
 from hx_gateway.local import tiny
+from hx_gateway.routing.learned.features import Features
 
 pytest.importorskip("scipy", reason="training needs the extra learn")
 KINDS = {  # of each kind words to learn from, and others to be asked with
@@ -52,7 +54,10 @@ def artifact(gateway: GatewayProcess, tmp_path_factory: pytest.TempPathFactory) 
 
     # Names that nobody has met are usual here, so words that it never saw are no reason for doubt.
     rows = [
-        {"prompt": "".join(f"{name()} " for _ in range(chance.choice((0, 4, 10)))) + text, "scores": {"weak": 0 if hard else 1, "strong": 1}}
+        {
+            "prompt": "".join(f"{name()} " for _ in range(chance.choice((0, 4, 10)))) + text,
+            "scores": {"weak": 0 if hard else 1, "strong": 1},
+        }
         for hard in KINDS
         for text in sentences(hard, 0)
     ]
@@ -79,12 +84,12 @@ class Embedded(Live):
         self.process = GatewayProcess(CONFIG.format(artifact=json.dumps(str(artifact)), **settings))
 
 
-def asked(live: Embedded, text: str) -> tuple[str, str]:
-    """The model that answered, and the reason."""
+def asked(live: Embedded, text: str) -> tuple[str, str, str]:
+    """The model that answered, the reason, and the id of the decision."""
     body = {"model": "g", "messages": [{"role": "user", "content": text}], "max_tokens": 1}
     status, said, headers = live.call("/v1/chat/completions", body)
     assert status == 200, (said, live.process.log[-3000:])
-    return headers["x-hx-model"], headers["x-hx-reason"]
+    return headers["x-hx-model"], headers["x-hx-reason"], headers["x-hx-decision-id"]
 
 
 def outcomes(live: Embedded) -> dict[str, int]:
@@ -102,7 +107,7 @@ def test_it_knows_what_words_mean_that_it_never_saw(gateway: GatewayProcess, art
     with live.process:
         for hard in (True, False):
             for text in sentences(hard, 1)[:4]:
-                model, reason = asked(live, text)
+                model, reason, id = asked(live, text)
                 assert (model, "by quality of weak" in reason) == ("strong" if hard else "weak", True), (text, reason)
         assert outcomes(live) == {"made": 8}
         told = live.call("/v1/route/explain", {"model": "g", "messages": [{"role": "user", "content": text}]})[1]["learned"]
@@ -110,6 +115,11 @@ def test_it_knows_what_words_mean_that_it_never_saw(gateway: GatewayProcess, art
         assert asked(live, text)[0] == "weak" and outcomes(live) == {"made": 8, "known": 1}
         # What is asked of the embedding model stands in the ledger like everything else.
         until(lambda: {row["model"]: row["requests"] for row in live.call("/admin/usage?by=model")[1]["data"]}.get("minilm") == 8)
+        assert live.call("/v1/feedback", {"request_id": id, "score": 1})[0] in (200, 202)
+        until(lambda: live.standing()["judged"] == 1)
+        with sqlite3.connect(tmp_path / "state" / "hx-gateway.db") as store:
+            packed = store.execute("SELECT features FROM routed WHERE id = ?", (id,)).fetchone()[0]
+        assert len(Features.unpack(packed).meaning) == 8 + 384, "what was judged is learned from with its embedding"
     shown = router("show", str(artifact), "--prompt", text, "--url", gateway.url)
     assert "with embeddings of minilm" in shown and "  meaning" in shown
 
@@ -124,7 +134,7 @@ def test_an_embedding_that_does_not_come_holds_nobody_up(artifact: Path, tmp_pat
         live = Embedded(artifact, url=vectors.url, name="tiny:1b", chat=one, more=more, state=tmp_path / "state", wait_s=0.2)
         with live.process:
             for text in sentences(True, 0)[:3]:
-                model, reason = asked(live, text)
+                model, reason, _ = asked(live, text)
                 assert model == "strong" and "by quality of weak" in reason, reason  # by its words, which it knows
             found = outcomes(live)
             assert found.pop(outcome) >= 1 and not found.keys() - {"rests"}, found
