@@ -9,7 +9,6 @@ from hx_gateway.access.moments import written
 if TYPE_CHECKING:
     from hx_gateway.control.dependencies import Gateway
     from hx_gateway.fleet.breaker import Breaker
-    from hx_gateway.fleet.deployment import Deployment
     from hx_gateway.fleet.endpoint import Endpoint
 
 _WORST = {"closed": 0, "half-open": 1, "open": 2}
@@ -76,14 +75,6 @@ def _breaker(breaker: Breaker, now_s: float) -> dict[str, Any]:
     return {"state": breaker.state, "failures": breaker.failures, "retry_after_s": round(breaker.retry_after_s(now_s), 1)}
 
 
-def _minute(gateway: Gateway, one: Deployment, now_s: float) -> dict[str, dict[str, int]]:
-    """What of a minute's ``requests`` and ``tokens`` is ``left``, and ``of`` how many, where there are such limits; of all workers."""
-    most = (one.limits.burst, one.limits.tokens_per_minute) if one.limits is not None else (0, 0)
-    left = gateway.proxy.ceilings.left(one, now_s)
-    both = zip(("requests", "tokens"), most, left, strict=True)
-    return {unit: {"left": free, "of": limit} for unit, limit, free in both if free is not None}
-
-
 def _endpoint(gateway: Gateway, endpoint: Endpoint, now_s: float, wall_s: float) -> dict[str, Any]:
     facts, load, drain = endpoint.facts, endpoint.facts.load, gateway.backing.drains.drained.get(endpoint.name)
     forward = gateway.registry.forward_to is endpoint
@@ -124,7 +115,7 @@ def _endpoint(gateway: Gateway, endpoint: Endpoint, now_s: float, wall_s: float)
                 "upstream_model": one.upstream_model,
                 "in_flight": one.in_flight,
                 "max_concurrent": one.max_concurrent or None,
-                "minute": _minute(gateway, one, now_s),
+                "minute": {unit: {"left": left, "of": most} for unit, left, most in gateway.proxy.ceilings.minute(one, now_s)},
                 "weight": one.weight,
                 "breaker": _breaker(one.breaker, now_s),
                 "size_bytes": int(one.size) or None,

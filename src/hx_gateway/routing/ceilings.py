@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from hx_gateway.access.account import MINUTE_S, Account, Hold
 from hx_gateway.access.limiter import Limiter
@@ -107,3 +107,11 @@ class Ceilings:
             return requests, None
         held = account.table.reserved(account.index)[0] if account.table is not None else 0
         return requests, max(0, int((MINUTE_S - tokens_ahead_s) / account.token_s + 1e-6) - held)
+
+    def minute(self, deployment: Deployment, now_s: float) -> Iterator[tuple[str, int, int]]:
+        """Of each limit that a deployment has: ``requests`` or ``tokens``, how many are `left`, and how many it is a minute."""
+        limits = deployment.limits
+        most = (limits.burst, limits.tokens_per_minute) if limits is not None else (0, 0)
+        for unit, left, limit in zip(("requests", "tokens"), self.left(deployment, now_s), most, strict=True):
+            if left is not None:
+                yield unit, left, limit

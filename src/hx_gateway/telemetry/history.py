@@ -156,13 +156,7 @@ def course(book: Book, wall_s: float, steps: int = STEPS) -> dict[str, Any]:
 
 
 def keep(book: Book, folder: Path, wall_s: float) -> None:
-    """Write what all workers have written of the last hour to `FILE`, so that it outlasts them; takes as long as `course`.
-
-    Args:
-        book: Of any worker.
-        folder: The state directory.
-        wall_s: Unix time.
-    """
+    """Write what all workers have written of the hour before ``wall_s`` (Unix time) to `FILE` in ``folder``, the state directory."""
     now = int(wall_s) // EVERY_S
     found = _gathered(book, range(now - STEPS, now))
     if found[""]:

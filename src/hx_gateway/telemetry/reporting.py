@@ -143,12 +143,9 @@ def _fleet(registry: Registry, ceilings: Ceilings) -> Iterator[Sample]:
             if one not in done:
                 done.add(one)
                 yield from _deployment(one)
-                if one.limits is not None:
-                    limits = one.limits.burst, one.limits.tokens_per_minute
-                    for unit, limit, left in zip(("requests", "tokens"), limits, ceilings.left(one, now_s), strict=True):
-                        if left is not None:
-                            yield "hx_gateway_deployment_minute_limit", (one.model, one.endpoint.name, unit), limit
-                            yield "hx_gateway_deployment_minute_left", (one.model, one.endpoint.name, unit), left
+                for unit, left, limit in ceilings.minute(one, now_s):
+                    yield "hx_gateway_deployment_minute_limit", (one.model, one.endpoint.name, unit), limit
+                    yield "hx_gateway_deployment_minute_left", (one.model, one.endpoint.name, unit), left
 
 
 def _deployment(one: Deployment) -> Iterator[Sample]:
