@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from hx_gateway.cli.configuration import settings
-
-if TYPE_CHECKING:
-    from hx_gateway.config.schema import GatewayConfig
+from hx_gateway.cli.configuration import configured
 
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="Configuration file; without it the installed service's, else as `serve` finds it.")
@@ -33,7 +30,7 @@ def backup(file: Annotated[Path, typer.Argument(help="File to write, a tar; it h
     file = file.absolute()
     if _as_service(config, "backup", file, writes=True):
         return
-    settings, state = _settings(config)
+    settings, state = configured(config)
     path = find(config, os.environ)
     files = [path, path.with_name("environment")] if path is not None else []
     try:
@@ -73,7 +70,7 @@ def restore(
                 _configure(folder / "config", config)
         if _as_service(config, "restore", file, writes=False):
             return
-        settings, state = _settings(config)
+        settings, state = configured(config)
         with opened(file) as (folder, manifest):
             for line in bring_back(settings, state, folder, manifest):
                 typer.echo(line)
@@ -135,15 +132,6 @@ def _configure(folder: Path, config: Path | None) -> None:
             place.touch(mode=0o600)
             place.write_bytes(file.read_bytes())
         typer.echo(f"{place} brought back")
-
-
-def _settings(config: Path | None) -> tuple[GatewayConfig, Path]:
-    import os
-
-    from hx_gateway.config.storage import state_directory
-
-    found = settings(config)
-    return found, state_directory(found.storage, os.environ)
 
 
 def _end(message: str) -> NoReturn:

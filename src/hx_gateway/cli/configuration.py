@@ -22,15 +22,17 @@ def chosen(file: Path | None, config: Path | None) -> Path | None:
     return file or config
 
 
-def settings(config: Path | None) -> GatewayConfig:
-    """The configuration of that file, or of the usual places; one that cannot be used ends the command with status 78."""
+def configured(config: Path | None) -> tuple[GatewayConfig, Path]:
+    """The configuration of that file, or of the usual places, and its state directory; one that cannot be used ends the command with 78."""
     import os
 
     from hx_gateway.config.load import ConfigError, load
+    from hx_gateway.config.storage import state_directory
     from hx_gateway.server.run import EXIT_CONFIG
 
     try:
-        return load(config, os.environ).config
+        found = load(config, os.environ).config
+        return found, state_directory(found.storage, os.environ)
     except ConfigError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(EXIT_CONFIG) from None

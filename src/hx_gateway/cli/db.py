@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hx_gateway.cli.configuration import Config, File, chosen, settings
+from hx_gateway.cli.configuration import Config, File, chosen, configured
 
 
 class Action(StrEnum):
@@ -33,20 +33,18 @@ def db(
     """
     import asyncio
     import json
-    import os
     from dataclasses import asdict
     from urllib.parse import urlsplit
 
-    from hx_gateway.config.storage import database_url, state_directory
+    from hx_gateway.config.storage import database_url
     from hx_gateway.ops.backup import revert
     from hx_gateway.ops.host import Refused
     from hx_gateway.stores.sql.engine import StoreError
     from hx_gateway.stores.sql.status import status
     from hx_gateway.stores.sql.upgrade import upgrade
 
-    storage = settings(chosen(file, config)).storage
-    state = state_directory(storage, os.environ)
-    url = database_url(storage, state)
+    settings, state = configured(chosen(file, config))
+    url = database_url(settings.storage, state)
     parts = urlsplit(url)
     place = url.removeprefix("sqlite:///") if parts.scheme == "sqlite" else f"{parts.netloc.rpartition('@')[2]}{parts.path}"
     done = None
@@ -54,7 +52,7 @@ def db(
         if action is Action.REVERT:
             typer.echo(revert(url, state), err=as_json)
         if action is Action.UPGRADE:
-            if parts.scheme == "sqlite" and storage.database_url is None:
+            if parts.scheme == "sqlite" and settings.storage.database_url is None:
                 Path(place).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             done = asyncio.run(upgrade(url))
         found = asyncio.run(status(url))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hx_gateway.cli.configuration import Config, settings
+from hx_gateway.cli.configuration import Config, configured
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,19 +48,16 @@ class _Desk:
     """The store that a configuration names, used for one command."""
 
     def __init__(self, config: Path | None) -> None:
-        import os
         from urllib.parse import urlsplit
 
-        from hx_gateway.config.storage import database_url, state_directory
+        from hx_gateway.config.storage import database_url
 
-        self.config = settings(config)
-        storage = self.config.storage
-        self.folder = state_directory(storage, os.environ)
-        self.url = database_url(storage, self.folder)
+        self.config, self.folder = configured(config)
+        self.url = database_url(self.config.storage, self.folder)
         parts = urlsplit(self.url)
         self.file = Path(self.url.removeprefix("sqlite:///")).expanduser() if parts.scheme == "sqlite" else None
         self.place = str(self.file or f"{parts.netloc.rpartition('@')[2]}{parts.path}")
-        self._own = storage.database_url is None
+        self._own = self.config.storage.database_url is None
 
     def run(self, work: Callable[[Store, By], Awaitable[Any]], changes: bool = True) -> Any:
         """Do something with the store; errors end the command in words."""

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hx_gateway.cli import configuration
-from hx_gateway.cli.configuration import Config
+from hx_gateway.cli.configuration import Config, configured
 
 
 class Kind(StrEnum):
@@ -32,18 +31,15 @@ def migrate(
     """
     import asyncio
     import json
-    import os
 
-    from hx_gateway.config.storage import state_directory
     from hx_gateway.core.errors import Unavailable
     from hx_gateway.rag.points import Unfit
     from hx_gateway.stores.vectors.moving import Differs, Proof, move
     from hx_gateway.stores.vectors.opening import opened
 
-    settings = configuration.settings(config)
+    settings, folder = configured(config)
     if source is target:
         raise typer.BadParameter("both are the same store", param_hint="--to")
-    folder = state_directory(settings.storage, os.environ)
 
     async def run() -> dict[str, Proof]:
         stores = [

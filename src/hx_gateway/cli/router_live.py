@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from hx_gateway.cli import configuration
-from hx_gateway.cli.configuration import Config
+from hx_gateway.cli.configuration import Config, configured
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -30,18 +29,16 @@ def _fail(error: object) -> NoReturn:
 def _opened(config: Path | None, group: str, work: Callable[[Store, GatewayConfig, str], Awaitable[Any]]) -> Any:
     """Do something with the store of a configuration and one of its groups that learn; errors end the command in words."""
     import asyncio
-    import os
 
-    from hx_gateway.config.storage import database_url, state_directory
+    from hx_gateway.config.storage import database_url
     from hx_gateway.core.errors import Unavailable
 
-    settings = configuration.settings(config)
+    settings, folder = configured(config)
     learning = [name for name, one in settings.groups.items() if one.learned is not None]
     if group and group not in learning:
         _fail(f"--group: {group!r} is no group that learns; there are: {', '.join(learning) or 'none, see groups.*.learned'}")
     if not group and len(learning) != 1:
         _fail(f"name the group with --group: {', '.join(learning) or 'none learns, see groups.*.learned'}")
-    folder = state_directory(settings.storage, os.environ)
 
     async def run() -> Any:
         from hx_gateway.stores.sql.upgrade import opened

@@ -209,7 +209,7 @@ def _own_policies(config: GatewayConfig) -> Iterator[Finding]:
         if bool(own.terms) == (own.picker is not None):
             yield Finding(path, "needs either terms or a picker", on_key=True)
         for term in own.terms:
-            yield from _plugged("term", (*path, "terms", term), term, TERMS, "term", on_key=True)
+            yield from _plugged("term", (*path, "terms", term), term, TERMS)
         if own.picker is not None:
             yield from _plugged("picker", (*path, "picker"), own.picker, ALGORITHMS)
 
@@ -228,16 +228,15 @@ def _fallbacks(config: GatewayConfig) -> Iterator[Finding]:
                     yield _unknown(config, path, target, known)
 
 
-def _plugged(
-    kind: str, path: Path, name: str, known: Collection[str], what: str = "balancing policy", on_key: bool = False
-) -> Iterator[Finding]:
+def _plugged(kind: str, path: Path, name: str, known: Collection[str]) -> Iterator[Finding]:
     """A fault where ``name`` is neither known, nor a dotted path, nor the entry point of an installed package."""
     if name in known or "." in name or ":" in name:
         return
     installed = importlib.metadata.entry_points(group=ENTRY_POINT_PREFIX + kind).names
     if name not in installed:
         hint = nearest(name, [*known, *installed]) or f"; there are {', '.join([*known, *sorted(installed)])}"
-        yield Finding(path, f"there is no {what} called {shown(name)}{hint}", on_key=on_key)
+        what = "term" if kind == "term" else "balancing policy"
+        yield Finding(path, f"there is no {what} called {shown(name)}{hint}", on_key=kind == "term")
 
 
 def _embedding_fallbacks(config: GatewayConfig) -> Iterator[Finding]:

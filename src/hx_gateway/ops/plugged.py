@@ -14,10 +14,7 @@ from hx_gateway.routing.pickers import BUILT_IN as PICKERS
 from hx_gateway.routing.terms import BUILT_IN as TERMS
 
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {"stage": STAGES, "term": TERMS, "picker": PICKERS, "provider": PROVIDERS, "observer": {}}
-_REMEDIES = (
-    "; a plug-in of your own is named module:attribute, or by its entry point",
-    "; its module must be installed, or in a folder on PYTHONPATH, and have that attribute",
-)
+_REMEDY = "; a plug-in is named module:attribute, or by its entry point, and is installed or in a folder on PYTHONPATH"
 
 
 def _named(config: GatewayConfig) -> Iterator[tuple[str, Path, str | None]]:
@@ -46,4 +43,4 @@ def plugged(config: GatewayConfig) -> Iterator[Finding]:
                 if not callable(find(kind, name, _BUILT_IN[kind])):
                     yield Finding(path, f"{name} is neither a function nor a class", on_key=kind == "term")
             except UnknownPlugin as error:
-                yield Finding(path, f"{error}{_REMEDIES['.' in name or ':' in name]}", on_key=kind == "term")
+                yield Finding(path, f"{error}{_REMEDY}", on_key=kind == "term")
