@@ -75,6 +75,7 @@ class LearningGroup(BaseModel):
     models: list[str] = Field(description="the weakest and cheapest first")
     strong_share: float | None = Field(description="the target, if it is a share")
     quality: float | None = Field(description="the target, if it is a quality")
+    embedding: str | None = Field(description="the model whose embeddings of prompts it reads beside their words")
     revision: int = Field(description="grows with every change; 0 before it has begun")
     judged: int = Field(description="judged answers that it learned from")
     trial: Trial
@@ -121,8 +122,8 @@ async def standings(gateway: Gateway, span_s: int = _SPAN_S) -> list[dict[str, A
             challenger = next((one["version"] for one in told["artifacts"] if one["role"] == "challenger"), None)
             told["trial"] |= {"needed": settings.trial_answers, "errors_needed": settings.trial_errors}
             routed = await tally(store, name, int((time.time() - span_s) * 1000), _LATEST, challenger)
-            target = {"models": list(group.models), "strong_share": settings.strong_share, "quality": settings.quality}
-            found.append({**told, **target, "routed": routed})
+            target = {"strong_share": settings.strong_share, "quality": settings.quality, "embedding": settings.embedding}
+            found.append({**told, "models": list(group.models), **target, "routed": routed})
     return found
 
 
