@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hx_gateway.config.routing import LearnedSettings
 from hx_gateway.core.context import CHAT, NOBODY, Exchange
-from hx_gateway.dataplane.learned import learning_ask
+from hx_gateway.dataplane.learned import learning_ask, question_of
 from hx_gateway.dataplane.proxy import Proxy
 from hx_gateway.fleet.deployment import Deployment
 from hx_gateway.fleet.endpoint import Address, Endpoint
@@ -18,6 +18,7 @@ from hx_gateway.fleet.registry import Target
 from hx_gateway.openai.requests import look
 from hx_gateway.providers.openai import OpenAIProvider
 from hx_gateway.routing.learned.choice import Learned
+from hx_gateway.routing.learned.meaning import packed
 from hx_gateway.routing.learned.model import Scorer
 from hx_gateway.routing.policies import policy
 from hx_gateway.routing.router import Router
@@ -75,9 +76,14 @@ def cost_us(learned: Learned | None, challenger: bool = False) -> float:
 
 def main() -> None:
     """Print a line for each."""
-    learned = Learned("g", ("weak", "strong"), LearnedSettings(strong_share=0.3))
-    if len(sys.argv) > 1:
-        learned.take(Scorer.load(Path(sys.argv[1])), None)
+    scorer = Scorer.load(Path(sys.argv[1])) if len(sys.argv) > 1 else None
+    meant = scorer.facts.get("meaning", {}) if scorer is not None else {}
+    learned = Learned("g", ("weak", "strong"), LearnedSettings(strong_share=0.3, embedding=meant.get("model")))
+    if scorer is not None:
+        learned.take(scorer, None)
+    if meant:
+        print(f"its embedding of {len(meant['center'])} dimensions is known")
+        learned.mean(question_of(exchange_of()), packed(meant["model"], meant["weights"][0]))
     print(f"a prompt of {len(exchange_of().body)} bytes, {len(learning_features(learned))} different words and pairs")
     print(f"{'no group learns':40} {cost_us(None):6.1f} µs")
     print(f"{'the group learns':40} {cost_us(learned):6.1f} µs")
