@@ -123,6 +123,7 @@ class Exchange:
         "client",
         "completion_tokens",
         "deployment",
+        "ended_s",
         "engine_s",
         "estimated",
         "facts",
@@ -187,6 +188,7 @@ class Exchange:
         self.attempts = 0
         self.call_s = 0.0
         self.first_byte_s = 0.0
+        self.ended_s = 0.0  # when its outcome was known
         self.status = 0
         self.outcome: ErrorKind | None = None
         self.prompt_tokens = -1

@@ -114,7 +114,8 @@ class Metering:
         if hold is None:
             return
         exchange.hold = None
-        now_s, account, prompt, completion = monotonic(), hold.account, exchange.prompt_tokens, exchange.completion_tokens
+        now_s, account = exchange.ended_s or monotonic(), hold.account
+        prompt, completion = exchange.prompt_tokens, exchange.completion_tokens
         whole = exchange.outcome is None and not exchange.cached
         if whole:
             account.learn(completion, now_s - exchange.received_s)

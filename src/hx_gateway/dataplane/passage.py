@@ -109,7 +109,7 @@ class Passage:
     def _succeeded(self, status: int) -> None:
         deployment = self._release()
         exchange = self.exchange
-        now_s = monotonic()
+        now_s = exchange.ended_s = monotonic()
         ask = self.ask
         if ask is not None and ask.blocks and exchange.cached_tokens >= 0:
             self.proxy.router.verified(ask, exchange.prompt_tokens, exchange.cached_tokens)

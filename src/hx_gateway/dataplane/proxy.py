@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from hx_gateway.access.limiter import Limiter
@@ -180,6 +181,8 @@ class Proxy:
             if exchange.flight is not None:
                 exchange.flight.landed()
             return
+        if not exchange.ended_s:
+            exchange.ended_s = monotonic()
         for finished in self._finishers:
             try:
                 finished(exchange)

@@ -47,7 +47,7 @@ class Ledger:
             return
         identity = exchange.identity
         user = self._user(exchange) if self._trusted and identity is not None and identity.name in self._trusted else ""
-        journal.append(values_of(exchange, monotonic(), time(), user))
+        journal.append(values_of(exchange, exchange.ended_s or monotonic(), time(), user))
 
     def _user(self, exchange: Exchange) -> str:
         """The end user: by header, else by the body's ``user``."""

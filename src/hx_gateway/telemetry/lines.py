@@ -113,7 +113,7 @@ class Lines:
         level = logging.INFO if outcome is None else _LEVELS.get(outcome.code, logging.WARNING)
         if level < self.threshold or not self.most:
             return
-        now_s = monotonic()
+        now_s = exchange.ended_s or monotonic()
         left = self._left
         if now_s - self._since_s >= 1.0:
             self._since_s = now_s

@@ -82,8 +82,7 @@ class Metrics:
         The overhead is the response time without the wait for the model server. It is taken where that wait is known:
         whole answers and refusals, at the first attempt.
         """
-        now = self._now
-        now_s = now()
+        now_s = exchange.ended_s or self._now()
         deployment = exchange.deployment
         outcome = exchange.outcome
         key = (
