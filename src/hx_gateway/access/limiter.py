@@ -121,15 +121,18 @@ class Limiter:
         """
         lease = account.lease
         if now_s < lease.until_s and share == 1:
-            end_s = (lease.next_s if lease.next_s > now_s else now_s) + account.interval_s
-            if end_s <= lease.end_s + _SLACK_S and tokens <= lease.tokens and cost <= lease.cost and account.counted <= lease.places:
+            next_s, counted = lease.next_s, account.counted
+            end_s = (next_s if next_s > now_s else now_s) + account.interval_s
+            if end_s <= lease.end_s + _SLACK_S and tokens <= lease.tokens and cost <= lease.cost and counted <= lease.places:
                 lease.next_s = end_s
                 lease.tokens -= tokens
-                lease.cost -= cost
-                lease.places -= account.counted
+                if cost:
+                    lease.cost -= cost
+                if counted:
+                    lease.places -= counted
                 account.ahead_s = end_s + lease.gap_s - now_s
                 account.tokens_ahead_s += tokens * account.token_s
-                return account.free or Hold(account, tokens, cost, account.counted)
+                return account.free or Hold(account, tokens, cost, counted)
         return self._decide(account, now_s, tokens, cost, share)
 
     def _decide(self, account: Account, now_s: float, tokens: int, cost: int, share: int) -> Hold | Refusal:

@@ -21,6 +21,7 @@ from hx_gateway.openai.sse import error_event
 from hx_gateway.openai.usage import estimate
 
 if TYPE_CHECKING:
+    from hx_gateway.access.account import Account
     from hx_gateway.fleet.registry import Target
 
 _log = logging.getLogger(__name__)
@@ -47,12 +48,13 @@ class Run(Passage):
                 ask = self.ask = proxy.ask(exchange, self.tried)
             router = proxy.router
             # Who comes while others wait for the same name waits behind them.
-            behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(ask.target.name)
-            decision = proxy.weighing(ask.target) if proxy.explained else None  # while there is time for it: for some of many requests
+            target = ask.target
+            behind = proxy.hotel.size and not self.called and proxy.hotel.waiting(target.name)
+            decision = proxy.weighing(target) if proxy.explained else None  # while there is time for it: for some of many requests
             deployment = None if behind else router.choose(ask, now_s, decision)
             if deployment is not None and deployment.limits is not None:
                 first = deployment
-                deployment, self.ceiling = proxy.ceilings.within(router, ask, first, now_s, lambda account: needed(exchange, account)[0])
+                deployment, self.ceiling = proxy.ceilings.within(router, ask, first, now_s, self._needed)
                 if deployment is not first:
                     decision = None  # it was about another
             if deployment is None:
@@ -70,7 +72,7 @@ class Run(Passage):
                 self.ahead_s = router.sent(ask, deployment, now_s)
             elif endpoint.residency.managed:
                 endpoint.residency.sent(deployment, now_s)
-            proxy.decisions.append((exchange.id, ask.target.name, ask.target.policy, deployment, exchange.attempts, self.reason, decision))
+            proxy.decisions.append((exchange.id, target.name, target.policy, deployment, exchange.attempts, self.reason, decision))
             exchange.attempts += 1
             exchange.call_s = now_s
             self.provider: Provider = endpoint.provider or proxy.guess(endpoint)
@@ -95,6 +97,10 @@ class Run(Passage):
             endpoint.pool.send(outgoing, self, self.total_at_s, first_byte_s)
         except Exception as error:  # blame: the gateway's own, or a plug-in's; a lease must not leak with it
             self._fault(error)
+
+    def _needed(self, account: Account) -> int:
+        """Tokens that the request may need, of a deployment's limits."""
+        return needed(self.exchange, account)[0]
 
     def _fault(self, error: Exception) -> None:
         """What nobody foresaw happened to an attempt: what it holds goes back, and the client gets an answer."""

@@ -45,9 +45,9 @@ def answered(deployment: Deployment, exchange: Exchange, began_s: float, alone: 
         now_s: Monotonic time.
     """
     endpoint = deployment.endpoint
-    for breaker in (deployment.breaker, endpoint.breaker):
-        if breaker.failures or breaker.state != "closed":
-            breaker.succeeded(now_s)
+    if deployment.breaker.failures or endpoint.breaker.failures:  # as one that is not closed has
+        deployment.breaker.succeeded(now_s)
+        endpoint.breaker.succeeded(now_s)
     pace = deployment.pace
     if exchange.prompt_tokens > 0:
         pace.tokens += exchange.prompt_tokens
