@@ -142,7 +142,7 @@ class Scorer:
 
     def reads(self, embeddings: str) -> bool:
         """Whether embeddings of that model tell it something; one that was not trained learns them."""
-        return not self.version if self._meaning is None else self._meaning.tag == tag_of(embeddings)
+        return not self.version or (self._meaning is not None and self._meaning.tag == tag_of(embeddings))
 
     def reference(self, meant: bool) -> Mapping[str, Sequence[float]]:
         """By model the logits of some prompts that training had not seen, with their embeddings or without."""
