@@ -121,18 +121,15 @@ class Limiter:
         """
         lease = account.lease
         if now_s < lease.until_s and share == 1:
-            next_s, counted = lease.next_s, account.counted
-            end_s = (next_s if next_s > now_s else now_s) + account.interval_s
-            if end_s <= lease.end_s + _SLACK_S and tokens <= lease.tokens and cost <= lease.cost and counted <= lease.places:
+            end_s = (lease.next_s if lease.next_s > now_s else now_s) + account.interval_s
+            if end_s <= lease.end_s + _SLACK_S and tokens <= lease.tokens and cost <= lease.cost and account.counted <= lease.places:
                 lease.next_s = end_s
                 lease.tokens -= tokens
-                if cost:
-                    lease.cost -= cost
-                if counted:
-                    lease.places -= counted
+                lease.cost -= cost
+                lease.places -= account.counted
                 account.ahead_s = end_s + lease.gap_s - now_s
                 account.tokens_ahead_s += tokens * account.token_s
-                return account.free or Hold(account, tokens, cost, counted)
+                return account.free or Hold(account, tokens, cost, account.counted)
         return self._decide(account, now_s, tokens, cost, share)
 
     def _decide(self, account: Account, now_s: float, tokens: int, cost: int, share: int) -> Hold | Refusal:
