@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from tests.faults.conftest import Fleet
@@ -30,6 +30,7 @@ class Forger(RawServer):
         super().__init__()
         self.way = ""
         self.asked = 0
+        self.followed = 0  # answers after which more was said
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -47,6 +48,7 @@ class Forger(RawServer):
                 if self.way == "later":
                     await asyncio.sleep(0.005)
                     writer.write(_answer(FORGED))
+                    self.followed += 1
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
@@ -100,8 +102,11 @@ def said(status: bytes, body: bytes) -> str:
     return str(json.loads(body)["choices"][0]["message"]["content"])
 
 
-async def many(port: int, model: str, clients: int, each: int, pause_s: float = 0.0) -> list[tuple[str, str]]:
-    """Clients that ask at the same time, each on one connection; pairs of what was asked and what was said."""
+async def many(port: int, model: str, clients: int, each: int, pause: Callable[[], Awaitable[None]] | None = None) -> list[tuple[str, str]]:
+    """Clients that ask at the same time, each on one connection; pairs of what was asked and what was said.
+
+    Between two requests each waits for ``pause``.
+    """
     got: list[tuple[str, str]] = []
 
     async def client(number: int) -> None:
@@ -119,7 +124,8 @@ async def many(port: int, model: str, clients: int, each: int, pause_s: float = 
             else:
                 body = await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
             got.append((asked, said(head[9:12], body)))
-            await asyncio.sleep(pause_s)
+            if pause is not None:
+                await pause()
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
@@ -140,7 +146,16 @@ def test_what_comes_while_nobody_asks_reaches_nobody(forged: tuple[Forger, Gatew
     forger, gateway = forged
     forger.way = "later"
     # One client: with two, the forged bytes can come just after the other's request went out, and then they are its answer.
-    got = asyncio.run(many(gateway.port, "tiny", 1, 24, pause_s=0.05))
+    forger.asked = forger.followed = 0
+
+    async def followed() -> None:
+        """More has come on the kept connection: the gateway hears of it before it is asked again."""
+        async with asyncio.timeout(30):
+            while forger.followed < forger.asked:
+                await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+
+    got = asyncio.run(many(gateway.port, "tiny", 1, 24, followed))
     assert len(got) == 24
     assert all(asked == answer for asked, answer in got)
 
