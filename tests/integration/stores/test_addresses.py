@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -49,6 +50,10 @@ async def reached(url: str) -> str:
     store = Redis(url, 1.0)
     await store.start()
     try:
+        for _ in range(100):  # a busy machine takes longer than the half second in which it is known at once
+            if store.available or not any(words in store.reason for words in ("within half a second", "it is slow", "not connected yet")):
+                break
+            await asyncio.sleep(0.05)
         if not store.available:
             assert not any(secret in said for secret in (SECRET, HIDDEN) for said in (store.reason, repr(store), str(store.address)))
             return store.reason
@@ -123,8 +128,6 @@ def postgres() -> Iterator[Postgres]:
 
 def encryption(made: Databases) -> str:
     """How Postgres would keep a new password."""
-    import asyncio
-
     import asyncpg
 
     async def ask() -> str:
@@ -140,8 +143,6 @@ def encryption(made: Databases) -> str:
 
 def refuses(server: Postgres) -> bool:
     """Whether it wants passwords by now."""
-    import asyncio
-
     with asyncio.Runner() as runner:
         return "password" in str(runner.run(opened(f"postgresql://scram@127.0.0.1:{server.port}/postgres")))
 
