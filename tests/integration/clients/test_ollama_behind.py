@@ -8,8 +8,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import httpx
 import openai
 import pytest
+from tests.faults.conftest import wait_until
 from tests.support import required
 from tests.support.background import Background, Scripted, llamacpp
 from tests.support.gateway import GatewayProcess
@@ -65,6 +67,12 @@ def ollamas() -> Iterator[Ollamas]:
             'models: {shown: {endpoint: scripted, upstream_model: "scripted:1b"}}\n'
         ) as gateway,
     ):
+        found = {"hx-tiny:latest", "scripted:1b", "plain:1b", "old:1b", "shown"}
+        headers = {"authorization": f"Bearer {gateway.key}"}
+        # A server that a busy machine makes late is found by the next round.
+        wait_until(
+            lambda: found <= {one["id"] for one in httpx.get(f"{gateway.url}/v1/models", headers=headers, timeout=30).json()["data"]}, 60
+        )
         yield Ollamas(gateway, scripted, old)
 
 
