@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.faults.conftest import wait_until
 from tests.support.background import Scripted
-from tests.support.gateway import GatewayProcess
+from tests.support.gateway import KEY, GatewayProcess
 
+from hx_gateway.ops.verify_client import Client
 from hx_gateway.testing.script import Model
 
 CONFIG = """
@@ -65,6 +67,9 @@ def shared(servers: dict[str, Scripted], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def fleet(shared: Fleet) -> Iterator[Fleet]:
+    """The shared fleet; after the test its servers are well, and the gateway knows it."""
     yield shared
     for name in shared.servers:
         shared.fail(name, None)
+    client = Client(shared.gateway.url, KEY)
+    wait_until(lambda: all(one["state"] == "up" for one in client.ask("GET", "/admin/endpoints").json()["data"]))
