@@ -118,6 +118,7 @@ def chromium() -> Iterator[Any]:
     """The browser that the system has."""
     path = required.program("chromium")
     with playwright.sync_playwright() as driver:
+        playwright.expect.set_options(timeout=30_000)  # a busy build server is slow, not wrong
         browser = driver.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield browser
         browser.close()
