@@ -56,15 +56,10 @@ def success_lines(exchange: Exchange, deployment: Deployment | None, kind: bytes
     identity = exchange.identity
     shown = identity is None or identity.show_endpoints
     lines = b"".join((
-        kind,
-        id_line,
-        exchange.candidates.head,
+        kind, id_line, exchange.candidates.head,
         deployment.response_head if deployment is not None else b"",
         deployment.endpoint.response_head if deployment is not None and shown else b"",
-        b"x-hx-decision-id: ",
-        exchange.id.encode(),
-        b"\r\n",
-        exchange.limit_lines,
+        b"x-hx-decision-id: ", exchange.id.encode(), b"\r\n", exchange.limit_lines,
     ))  # fmt: skip
     if exchange.attempts > 1:
         lines += b"x-hx-attempts: %d\r\n" % exchange.attempts

@@ -271,13 +271,9 @@ class Door(Reader):
         self.exchange = None
         hall, size = self.hall, len(body)
         pieces = (
-            _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status,
-            hall.date,
-            headers,
-            b"" if self.keep_alive and hall.cors is None else self._extra(exchange),
-            b"content-length: %d\r\n\r\n" % size,
-            body,
-        )
+            _STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status, hall.date, headers,
+            b"" if self.keep_alive and hall.cors is None else self._extra(exchange), b"content-length: %d\r\n\r\n" % size, body,
+        )  # fmt: skip
         if size < _BIG:
             self.transport.write(b"".join(pieces))
         else:

@@ -94,16 +94,10 @@ class Connection(asyncio.Protocol):
         kind = outgoing.content_type
         size = len(body)
         pieces = (
-            outgoing.method,
-            b" ",
-            outgoing.path,
-            b" HTTP/1.1\r\n",
-            self.pool.endpoint.head,
-            outgoing.headers,
+            outgoing.method, b" ", outgoing.path, b" HTTP/1.1\r\n", self.pool.endpoint.head, outgoing.headers,
             _JSON if kind == b"application/json" else b"content-type: %b\r\n" % kind if kind else b"",
-            b"content-length: %d\r\n\r\n" % size,
-            body,
-        )
+            b"content-length: %d\r\n\r\n" % size, body,
+        )  # fmt: skip
         if size < 16384:
             self.transport.write(b"".join(pieces))
         else:
