@@ -66,6 +66,8 @@ def queue(run: Run, last: Failure | None, now_s: float) -> bool:
     if hotel.enter(target.name, run, key, priority, run.called) < 0:
         run.turned_away = True
         return False
+    if last is not None:
+        hotel.vacancy()  # what it has tried may be tried again, perhaps at once: as the trial of one that rests
     run.queued_at_s = now_s
     if exchange.facts.stream and not run.opened:
         proxy.wait(run, now_s)
