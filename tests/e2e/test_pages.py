@@ -65,7 +65,12 @@ FILES = {
     "docs/how-to/ingest.md": {"docs/old.md": "# Old\n\nThe door opened at ten.\n", "handbook.md": "# Doors\n\nThe door opens at nine.\n"},
 }
 """What lies in the folder already."""
-BEFORE = {"docs/how-to/migrate-stores.md": 'DATABASE_URL="sqlite:///$PWD/source.db" hx-gateway keys create app\n'}
+BEFORE = {
+    "docs/how-to/learned-routing.md": (
+        'for n in $(seq 60); do echo "{\\"prompt\\": \\"Question $n?\\", \\"scores\\": {\\"small\\": $((n % 2)), \\"large\\": 1}}"; done > answers.jsonl\n'
+    ),
+    "docs/how-to/migrate-stores.md": 'DATABASE_URL="sqlite:///$PWD/source.db" hx-gateway keys create app\n',
+}
 """What was done before."""
 
 SWAPS = {
@@ -75,7 +80,7 @@ SWAPS = {
         "--port 8000": "--port {port}", "http://127.0.0.1:8000": "http://127.0.0.1:{port}", "http://127.0.0.1:4000": "http://127.0.0.1:{other}",
         "LITELLM_CONFIG=config.yaml": "mkdir another; cd another; LITELLM_CONFIG=../config.yaml", "litellms-key": "{key}", "the-gateways-key": "{key}", "your-key": "{key}",
     },
-    "docs/how-to/learned-routing.md": {"01JABCDEFGHJKMNPQRSTVWXYZ0": "{asked}"},
+    "docs/how-to/learned-routing.md": {"01JABCDEFGHJKMNPQRSTVWXYZ0": "{asked}", "--embedding minilm": "--embedding emb-premium"},
     "docs/how-to/migrate-stores.md": {
         "sqlite:////var/lib/hx-gateway/hx-gateway.db": "sqlite:///{scratch}/source.db",
         "postgresql://gateway@db.example/gateway": "sqlite:///{scratch}/target.db",
