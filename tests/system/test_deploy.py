@@ -111,6 +111,7 @@ def chat(machine: Machine, key: str = KEY, port: int = 8000) -> str:
     }
     heads = ["-H", f"authorization: Bearer {key}", "-H", "content-type: application/json"]
     said = machine.do("curl", "-s", "--max-time", "30", *heads, "-d", json.dumps(body), f"http://127.0.0.1:{port}/v1/chat/completions")
+    assert '"choices"' in said, said
     return str(json.loads(said)["choices"][0]["message"]["content"])
 
 
@@ -333,6 +334,8 @@ def test_an_upgrade_that_changes_the_schema_and_fails_changes_it_back(machine: M
 def test_an_upgrade_that_changes_the_schema_keeps_the_data(machine: Machine, back_end: None) -> None:
     older = OLDER.revision
     key = machine.run("hx-gateway", "service", "run", "--", "keys", "create", "before", "--model", "hx-chat").stdout.strip()
+    models = ("curl", "-s", "-H", f"authorization: Bearer {key}", "http://127.0.0.1:8000/v1/models")
+    until(lambda: '"hx-chat"' in machine.do(*models))  # the workers know a new key within a second
     assert chat(machine, key) == "HX-OK"
     until(lambda: database(machine)[1] >= 1)
     assert database(machine)[0] == older
