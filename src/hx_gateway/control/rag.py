@@ -13,10 +13,10 @@ from hx_gateway.config.schema import GatewayConfig
 from hx_gateway.core import errors
 from hx_gateway.core.context import EMBEDDINGS, FORWARD, Exchange, Route
 from hx_gateway.core.errors import Failure, Unavailable
-from hx_gateway.dataplane.inside import Collector, embeddings_of
+from hx_gateway.dataplane.inside import Collector, embeddings_of, part_of
 from hx_gateway.dataplane.metering import Spent, prompt_tokens, used
 from hx_gateway.health.summary import deployment_usable
-from hx_gateway.rag.points import Unfit, packed
+from hx_gateway.rag.points import packed
 from hx_gateway.rag.service import Embedded
 from hx_gateway.rag.upsert import Limits
 from hx_gateway.stores.vectors.opening import chosen
@@ -114,7 +114,7 @@ class Caller:
         self.tokens[model] = self.tokens.get(model, 0) + max(0, exchange.prompt_tokens)
         try:
             found = [packed(vector) for vector in embeddings_of(answer, len(texts))]
-        except (ValueError, Unfit) as error:
+        except ValueError as error:
             raise Failure(errors.BAD_RESPONSE, f"the embeddings of the model {model!r} cannot be used: {error}") from None
         target = exchange.candidates
         # What a server tells of itself little by little is no digest until it has told all.
@@ -159,10 +159,8 @@ class Caller:
     async def _ask(self, route: Route, path: bytes, body: bytes, endpoint: Endpoint | None = None) -> tuple[Exchange, bytes]:
         """The body of a successful answer, and the exchange that brought it."""
         gateway, client, whole = self._gateway, Collector(), self._whole
-        notes = {name: whole.notes[name] for name in (b"x-request-id",) if name in whole.notes}
         lines = [b"content-type: application/json\r\n"] if route is FORWARD else []
-        exchange = Exchange(gateway.ids(), route, b"POST", path, notes, lines, body, client, gateway.clock.monotonic())
-        exchange.identity = self.identity
+        exchange = part_of(whole, gateway.ids(), route, path, lines, body, client, self.identity)
         gateway.inside(exchange, endpoint)
         try:
             status, headers, answer = await client.answer

@@ -1,14 +1,13 @@
-"""The client side of exchanges that the gateway makes for itself, and what it reads of their answers."""
+"""Exchanges that the gateway makes for itself: their making, their client side, and what is read of their answers."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from time import monotonic
 
 import msgspec
 
-if TYPE_CHECKING:
-    from hx_gateway.core.context import Exchange
+from hx_gateway.core.context import Exchange, Identity, Route
 
 
 class _Vector(msgspec.Struct):
@@ -47,6 +46,16 @@ class Collector:
 
     def abort(self) -> None:
         self.end()
+
+
+def part_of(
+    whole: Exchange, id: str, route: Route, path: bytes, lines: list[bytes], body: bytes, client: Collector, identity: Identity | None
+) -> Exchange:
+    """An exchange that is part of another: with its request id for the log, in the name of ``identity``."""
+    notes = {name: whole.notes[name] for name in (b"x-request-id",) if name in whole.notes}
+    exchange = Exchange(id, route, b"POST", path, notes, lines, body, client, monotonic())
+    exchange.identity = identity
+    return exchange
 
 
 def embeddings_of(answer: bytes, count: int) -> list[list[float]]:

@@ -13,7 +13,7 @@ import msgspec
 
 from hx_gateway.core.context import CHAT, COMPLETIONS, EMBEDDINGS, Exchange
 from hx_gateway.core.interfaces import Stage
-from hx_gateway.dataplane.inside import Collector, embeddings_of
+from hx_gateway.dataplane.inside import Collector, embeddings_of, part_of
 from hx_gateway.dataplane.learned import question_of
 from hx_gateway.routing.learned.meaning import bounded, packed
 
@@ -60,12 +60,12 @@ class Embedding:
         if learned.meaning(question) is not None:
             _count(learned, KNOWN)
             return None
-        task = self._making.get((learned.group, question))
+        key = (learned.group, question)
+        task = self._making.get(key)
         if task is None:
             if monotonic() < self._rests_until_s or len(self._making) >= _MOST:
                 _count(learned, RESTS)
                 return None
-            key = (learned.group, question)
             task = self._making[key] = asyncio.get_running_loop().create_task(self._make(learned, question, exchange))
             task.add_done_callback(lambda _: self._making.pop(key, None))
         return self._wait(learned, task)
@@ -81,10 +81,9 @@ class Embedding:
         """Have a question embedded, as part of a request."""
         gateway, client, model = self._gateway, Collector(), learned.embedding or ""
         body = msgspec.json.encode({"model": model, "input": [bounded(question)], "encoding_format": "float"})
-        notes = {name: whole.notes[name] for name in (b"x-request-id",) if name in whole.notes}
-        exchange = Exchange(gateway.ids(), EMBEDDINGS, b"POST", b"/v1/embeddings", notes, [], body, client, monotonic())
+        identity = replace(whole.identity, models=None) if whole.identity is not None else None
+        exchange = part_of(whole, gateway.ids(), EMBEDDINGS, b"/v1/embeddings", [], body, client, identity)
         exchange.timeout_s = _ANSWER_S
-        exchange.identity = replace(whole.identity, models=None) if whole.identity is not None else None
         gateway.inside(exchange)
         status, _, answer = await client.answer
         if status == 200 and exchange.outcome is None:
