@@ -12,7 +12,6 @@ from hx_gateway.config.addresses import header_fault, host_fault, is_loopback, u
 from hx_gateway.config.environment import NAMES, endpoint_variable
 from hx_gateway.config.located import Path
 from hx_gateway.config.problems import Finding
-from hx_gateway.config.routing import LearnedSettings
 from hx_gateway.config.schema import ALGORITHMS, GatewayConfig, GroupSettings, Secret, Settings, UpstreamSettings, is_url
 from hx_gateway.config.shape import dotted, nearest, shown
 from hx_gateway.config.storage import state_directory
@@ -77,7 +76,7 @@ def _names(config: GatewayConfig) -> Iterator[Finding]:
             if member in group.models[:position]:
                 yield Finding(path, f"{member} is listed twice")
         if group.learned is not None:
-            yield from _learned(config, name, group, group.learned)
+            yield from _learned(config, name, group)
     if not config.gateway.default_model and not config.gateway.model_routing_enabled:
         yield Finding(("gateway", "default_model"), "is needed when model_routing_enabled is false: every request goes to it")
     for path, wanted in _wanted(config):
@@ -340,7 +339,9 @@ def _rest(config: GatewayConfig) -> Iterator[Finding]:
             yield Finding(("service", "tls", setting), "there is no such file on this machine", level="warning")
 
 
-def _learned(config: GatewayConfig, name: str, group: GroupSettings, learned: LearnedSettings) -> Iterator[Finding]:
+def _learned(config: GatewayConfig, name: str, group: GroupSettings) -> Iterator[Finding]:
+    learned = group.learned
+    assert learned is not None
     path, policy = ("groups", name, "learned"), config.policies.get(group.policy or config.load_balancer.algorithm)
     if len(group.models) < 2:
         yield Finding(path, "is for groups of several models; list more in models, from the weakest to the strongest")

@@ -76,18 +76,20 @@ class Meaning:
         tag, vector = unpacked(meaning)
         return cls(tag, [0.0] * len(vector), [[0.0] * len(vector) for _ in range(columns)])
 
+    def takes(self, meaning: bytes) -> bool:
+        """Whether an embedding is there, and of its model."""
+        return len(meaning) == _HEAD.size + len(self.center) and _HEAD.unpack_from(meaning)[0] == self.tag
+
     def place(self, meaning: bytes) -> list[float] | None:
-        """What an embedding adds to each column; None where it is of another model, or there is none."""
-        if len(meaning) != _HEAD.size + len(self.center):
+        """What an embedding adds to each column; None where it is none that it `takes`."""
+        if not self.takes(meaning):
             return None
-        tag, step = _HEAD.unpack_from(meaning)
-        if tag != self.tag:
-            return None
+        _, step = _HEAD.unpack_from(meaning)
         values = array("b", meaning[_HEAD.size :])
         return [step * sum(map(mul, values, column)) - constant for column, constant in zip(self.weights, self._constants, strict=True)]
 
     def learn(self, meaning: bytes, steps: Sequence[float]) -> None:
-        """Move each column by so much along an embedding that `place` takes."""
+        """Move each column by so much along an embedding that it `takes`."""
         _, vector = unpacked(meaning)
         self.seen += 1
         part = 1.0 / self.seen

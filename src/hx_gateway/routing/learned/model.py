@@ -280,9 +280,9 @@ class Scorer:
     def _meant(self, meaning: bytes) -> Meaning | None:
         """What learns from an embedding: what was trained on such, or where nothing was trained what was begun for such."""
         found = self._meaning
-        if meaning and not self.version and (found is None or found.place(meaning) is None):
+        if meaning and not self.version and (found is None or not found.takes(meaning)):
             found = self._meaning = Meaning.empty(meaning, len(self._columns))
-        return found if found is not None and found.place(meaning) is not None else None
+        return found if found is not None and found.takes(meaning) else None
 
     def _place(self, words: Sequence[int], shape: Sequence[int], meaning: bytes) -> tuple[list[float], float, float]:
         """Where a prompt stands in each column; the share of its words that were never seen; how rare its shape is."""

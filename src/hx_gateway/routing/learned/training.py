@@ -72,10 +72,8 @@ def train(examples: Sequence[Example], seed: int = 1, embeddings: str = "") -> t
         fit = _fit(counts[inside], shapes[inside], scores[inside])
         unseen[outside] = _inputs(counts[outside], shapes[outside], fit) @ fit.weights
         if vectors is not None:
-            center = vectors[inside].mean(0)
-            meant[outside] = (vectors[outside] - center) @ _heads(
-                vectors[inside] - center, scores[inside], fit.biases, _MEANT, _MEANT_ROUNDS
-            )
+            center, heads = _meaning(vectors[inside], scores[inside], fit.biases)
+            meant[outside] = (vectors[outside] - center) @ heads
         total = np.asarray(counts[outside].sum(1)).ravel()
         unknown[outside] = 1.0 - (counts[outside] @ (fit.norms > 0.0)) / np.maximum(1.0, total)
         rarity[outside] = shapes[outside] @ _rarity(shapes[inside])
@@ -109,8 +107,7 @@ def train(examples: Sequence[Example], seed: int = 1, embeddings: str = "") -> t
     }
     if vectors is not None:
         both = _slopes([unseen, meant], fit.biases, scores)
-        center = vectors.mean(0)
-        heads = _heads(vectors - center, scores, fit.biases, _MEANT, _MEANT_ROUNDS)
+        center, heads = _meaning(vectors, scores, fit.biases)
         facts["meaning"] = {
             "model": embeddings,
             "center": [round(float(value), 6) for value in center],
@@ -175,6 +172,12 @@ def _fit(counts: Any, shapes: Any, scores: Any) -> _Fit:
     fit = _Fit(np.flatnonzero(idf), idf**2, None, biases)
     fit.weights = _heads(_inputs(counts, shapes, fit), scores, biases, (_COMMON, _APART), _ROUNDS)
     return fit
+
+
+def _meaning(vectors: Any, scores: Any, biases: Any) -> tuple[Any, Any]:
+    """The mean of embeddings, and weights (dimensions, models) for what sets one apart from it."""
+    center = vectors.mean(0)
+    return center, _heads(vectors - center, scores, biases, _MEANT, _MEANT_ROUNDS)
 
 
 def _heads(inputs: Any, scores: Any, biases: Any, ridge: tuple[float, float], rounds: int) -> Any:
