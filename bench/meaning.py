@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from tools import minilm
 
+from hx_gateway.dataplane.inside import embeddings_of
 from hx_gateway.routing.learned.meaning import bounded, packed
 
 CACHE = Path(__file__).parents[1] / ".hx" / "cache"
@@ -63,8 +64,9 @@ def embedded(address: str, texts: Sequence[str]) -> list[list[float]]:
     place = urlsplit(address)
     connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=120)
     connection.request("POST", "/v1/embeddings", json.dumps({"model": MODEL, "input": texts}), {"content-type": "application/json"})
-    answer = json.loads(connection.getresponse().read())
+    answer = connection.getresponse().read()
     connection.close()
-    if "data" not in answer:
-        raise SystemExit(f"the model server says: {answer}")
-    return [row["embedding"] for row in sorted(answer["data"], key=lambda row: int(row["index"]))]
+    try:
+        return embeddings_of(answer, len(texts))
+    except ValueError:
+        raise SystemExit(f"the model server says: {answer.decode(errors='replace')[:500]}") from None

@@ -31,7 +31,8 @@ def meanings(url: str, key: str, model: str, prompts: Sequence[str]) -> list[byt
     from hx_gateway.dataplane.inside import embeddings_of
     from hx_gateway.routing.learned.meaning import bounded, packed
 
-    texts = list(dict.fromkeys(text for prompt in prompts if (text := bounded(prompt)).strip()))
+    read = [bounded(prompt) for prompt in prompts]
+    texts = list(dict.fromkeys(text for text in read if text.strip()))
     known: dict[str, bytes] = {}
     with typer.progressbar(length=len(texts), label=f"embedding with {model}", file=typer.get_text_stream("stderr")) as bar:
         for start in range(0, len(texts), _BATCH):
@@ -40,4 +41,4 @@ def meanings(url: str, key: str, model: str, prompts: Sequence[str]) -> list[byt
             answer = json.dumps(asked(url, key, "POST", "/v1/embeddings", body, _TIMEOUT_S)).encode()
             known |= zip(part, [packed(model, vector) for vector in embeddings_of(answer, len(part))], strict=True)
             bar.update(len(part))
-    return [known.get(bounded(prompt), b"") for prompt in prompts]
+    return [known.get(text, b"") for text in read]

@@ -91,8 +91,8 @@ def show(
     """Show what is in an artifact, or what it makes of a prompt."""
     import json
 
-    from hx_gateway.cli.embedder import meanings
     from hx_gateway.routing.learned.artifact import ArtifactError
+    from hx_gateway.routing.learned.examples import Example
     from hx_gateway.routing.learned.features import extract
     from hx_gateway.routing.learned.model import Scorer, probability
 
@@ -110,7 +110,7 @@ def show(
     if prompt is not None:
         features = extract(prompt)
         if url and report["embedding"]:
-            features.meaning = meanings(url, key, report["embedding"], [prompt])[0]
+            _embed([Example(features, {}, prompt)], report["embedding"], url, key)
         prediction = scorer.predict(features, scorer.models)
         expected = dict(zip(scorer.models, prediction.probabilities, strict=True))
         order = sorted(expected, key=lambda model: -expected[model])
